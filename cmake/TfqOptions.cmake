@@ -1,0 +1,19 @@
+# Build options. setup.py forwards the environment variables of the same names.
+set(TFQ_CUDA AUTO CACHE STRING "Build the CUDA kernels: AUTO (if nvcc is found), ON or OFF")
+set_property(CACHE TFQ_CUDA PROPERTY STRINGS AUTO ON OFF)
+option(TFQ_WERROR "Treat compiler warnings as errors (used by CI)" OFF)
+
+if(NOT CMAKE_BUILD_TYPE)
+  set(CMAKE_BUILD_TYPE Release)
+endif()
+set(CMAKE_CXX_STANDARD 17)
+set(CMAKE_CXX_STANDARD_REQUIRED ON)
+set(CMAKE_CXX_EXTENSIONS OFF)
+
+if(NOT CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
+  message(FATAL_ERROR "tfq builds for x86-64, not for ${CMAKE_SYSTEM_PROCESSOR}")
+endif()
+
+# The same float results on every level and compiler: no contraction, no fast math. errno and traps of
+# the math functions are not observed by anyone.
+add_compile_options(-ffp-contract=off -fno-math-errno -fno-trapping-math)

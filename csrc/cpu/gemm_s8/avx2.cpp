@@ -1,0 +1,88 @@
+// Block kernel, AVX2: up to 6 rows x 16 columns.
+//
+// VPMADDUBSW would saturate (255 * 127 * 2 > 32,767), so both operands are widened to 16 bits and
+// VPMADDWD, which cannot, multiplies pairs (Intel SDM volume 2; two a cycle). A quad of k of 4 columns
+// becomes one vector of 16 int16; its int32 sums come in pairs per column that are added at the end.
+// The rows are widened once per block, into a buffer on the stack a slice of k at a time; weights once
+// per 6 rows. Registers: 12 accumulators (6 rows x 8 columns), 2 weights, 1 broadcast; the 16 columns of
+// a panel are two passes over the slice.
+#include <cstring>
+
+#include "cpu/gemm_s8/gemm_s8.h"
+#include "cpu/gemm_s8/packed_layout.h"
+#include "cpu/simd_avx2.h"
+
+namespace tfq::cpu {
+namespace {
+
+// Without it GCC keeps the accumulators in memory.
+#define TFQ_UNROLL _Pragma("GCC unroll 8")
+
+constexpr int kRows = 6;
+constexpr int64_t kSliceBlocks = 16;
+constexpr int64_t kSlice = kSliceBlocks * kBlockK;  // values of k widened at a time: 12 KiB for 6 rows
+constexpr int64_t kHalfPanel = kPanelColumns / 2;
+
+void widen(const uint8_t* a, int64_t count, int16_t* out) {
+  for (int64_t i = 0; i < count; i += 16) {
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(a + i));
+    _mm256_store_si256(reinterpret_cast<__m256i*>(out + i), _mm256_cvtepu8_epi16(bytes));
+  }
+}
+
+// acc[i][0..7] += widened rows x the 8 columns at b, over `quads` quads of k.
+template <int Rows>
+void accumulate(const int16_t* a, const int8_t* b, int64_t quads, int32_t* acc) {
+  __m256i low_i32x8[Rows], high_i32x8[Rows];
+  TFQ_UNROLL
+  for (int i = 0; i < Rows; ++i) low_i32x8[i] = high_i32x8[i] = _mm256_setzero_si256();
+  for (int64_t quad = 0; quad < quads; ++quad) {
+    const auto* columns = reinterpret_cast<const __m128i*>(b + quad * kPanelColumns * kQuad);
+    const __m256i b_low_s16x16 = _mm256_cvtepi8_epi16(_mm_loadu_si128(columns));
+    const __m256i b_high_s16x16 = _mm256_cvtepi8_epi16(_mm_loadu_si128(columns + 1));
+    TFQ_UNROLL
+    for (int i = 0; i < Rows; ++i) {
+      long long four;
+      std::memcpy(&four, a + i * kSlice + quad * kQuad, sizeof four);
+      const __m256i a_s16x16 = _mm256_set1_epi64x(four);
+      low_i32x8[i] = _mm256_add_epi32(low_i32x8[i], _mm256_madd_epi16(a_s16x16, b_low_s16x16));
+      high_i32x8[i] = _mm256_add_epi32(high_i32x8[i], _mm256_madd_epi16(a_s16x16, b_high_s16x16));
+    }
+  }
+  TFQ_UNROLL
+  for (int i = 0; i < Rows; ++i) {
+    // hadd leaves columns (0 1 4 5 | 2 3 6 7): restore the order of the 64-bit pairs.
+    const __m256i pairs = _mm256_hadd_epi32(low_i32x8[i], high_i32x8[i]);
+    const __m256i sums = _mm256_permute4x64_epi64(pairs, 0xd8);
+    auto* out = reinterpret_cast<__m256i*>(acc + i * kPanelColumns);
+    _mm256_store_si256(out, _mm256_add_epi32(_mm256_load_si256(out), sums));
+  }
+}
+
+template <int Rows>
+void block_of(const GemmBlock& p) {
+  alignas(32) int16_t a[Rows * kSlice];
+  std::memset(p.acc, 0, sizeof(int32_t) * Rows * kPanelColumns);
+  for (int64_t first = 0; first < p.k_blocks; first += kSliceBlocks) {
+    const int64_t blocks = p.k_blocks - first < kSliceBlocks ? p.k_blocks - first : kSliceBlocks;
+    for (int i = 0; i < Rows; ++i)
+      widen(p.a + i * p.lda + first * kBlockK, blocks * kBlockK, a + i * kSlice);
+    const int8_t* b = p.b + first * kBlockBytes;
+    const int64_t quads = blocks * (kBlockK / kQuad);
+    accumulate<Rows>(a, b, quads, p.acc);
+    accumulate<Rows>(a, b + kHalfPanel * kQuad, quads, p.acc + kHalfPanel);
+  }
+}
+
+using BlockFn = void (*)(const GemmBlock&);
+constexpr BlockFn kByRows[kRows] = {block_of<1>, block_of<2>, block_of<3>,
+                                    block_of<4>, block_of<5>, block_of<6>};
+
+void block(const GemmBlock& p) { kByRows[p.rows - 1](p); }
+
+}  // namespace
+
+extern const gemm_s8_kernel gemm_s8_6x16_avx2;
+const gemm_s8_kernel gemm_s8_6x16_avx2 = {kRows, kPanelColumns, 1, nullptr, nullptr, block};
+
+}  // namespace tfq::cpu

@@ -1,0 +1,104 @@
+// Loop nest of the integer product: tasks (schedule.h) x column blocks x row blocks. A block kernel sums
+// over all of k into an int32 block that stays in L1, and the epilogue stores it.
+#include "cpu/gemm_s8/gemm_s8.h"
+
+#include <cstring>
+
+#include "common/math.h"
+#include "common/parallel.h"
+#include "cpu/gemm_s8/packed_layout.h"
+#include "cpu/gemm_s8/schedule.h"
+#include "cpu/registry.h"
+
+namespace tfq::cpu {
+namespace {
+
+constexpr int kAccSlot = 0;
+constexpr int kRowsSlot = 1;
+
+struct Problem {
+  const RowSource& source;
+  int64_t m, n, k;
+  const int8_t* weight;
+  const Epilogue& epilogue;
+  const gemm_s8_kernel& kernel;
+  const epilogue_kernel& store;
+};
+
+struct Range {
+  int64_t begin, end;
+};
+
+// The task's rows as the kernel may read them: in place, or copied with the row count rounded up.
+struct Rows {
+  const uint8_t* data;
+  int64_t stride;
+};
+
+Rows fetch_rows(const Problem& p, Range rows) {
+  const int64_t count = rows.end - rows.begin;
+  const int64_t readable = round_up(count, p.kernel.row_step);
+  if (p.source.direct != nullptr && rows.begin + readable <= p.m)
+    return {p.source.direct + rows.begin * p.source.stride, p.source.stride};
+  const int64_t stride = packed_k(p.k);
+  auto* copy = static_cast<uint8_t*>(thread_scratch(kRowsSlot, static_cast<size_t>(readable * stride)));
+  p.source.copy(p.source.context, rows.begin, count, copy, stride);
+  std::memset(copy + count * stride, 0, static_cast<size_t>((readable - count) * stride));
+  return {copy, stride};
+}
+
+void run_task(const Problem& p, Range rows, Range columns) {
+  const gemm_s8_kernel& kernel = p.kernel;
+  const Rows a = fetch_rows(p, rows);
+  auto* acc = static_cast<int32_t*>(
+      thread_scratch(kAccSlot, static_cast<size_t>(kernel.rows * kernel.columns) * sizeof(int32_t)));
+  const int64_t panel_bytes = packed_panel_bytes(p.k);
+  if (kernel.begin != nullptr) kernel.begin();
+  for (int64_t column = columns.begin; column < columns.end; column += kernel.columns) {
+    const int64_t block_columns = min_of(kernel.columns, columns.end - column);
+    for (int64_t row = rows.begin; row < rows.end; row += kernel.rows) {
+      const int64_t block_rows = min_of(kernel.rows, rows.end - row);
+      kernel.block({a.data + (row - rows.begin) * a.stride, a.stride, block_rows,
+                    p.weight + column / kPanelColumns * panel_bytes, panel_bytes,
+                    ceil_div(block_columns, kPanelColumns), packed_k(p.k) / kBlockK, acc});
+      p.store.store({acc, kernel.columns, row, block_rows, column, block_columns, p.n}, p.epilogue);
+    }
+  }
+  if (kernel.end != nullptr) kernel.end();
+}
+
+void copy_dense_rows(const void* context, int64_t row_first, int64_t rows, uint8_t* out,
+                     int64_t out_stride) {
+  const auto& args = *static_cast<const GemmArgs*>(context);
+  for (int64_t i = 0; i < rows; ++i) {
+    std::memcpy(out + i * out_stride, args.x + (row_first + i) * args.k, static_cast<size_t>(args.k));
+    std::memset(out + i * out_stride + args.k, 0, static_cast<size_t>(out_stride - args.k));
+  }
+}
+
+}  // namespace
+
+void run_gemm(const RowSource& source, int64_t m, int64_t n, int64_t k, const int8_t* weight,
+              const Epilogue& epilogue) {
+  if (m == 0 || n == 0) return;
+  const Level level = active_level();
+  const Problem problem{source, m, n, k, weight, epilogue, select_gemm_s8(level), select_epilogue(level)};
+  const GemmSchedule schedule = schedule_gemm(m, n, packed_k(k), problem.kernel.rows,
+                                              problem.kernel.columns, num_threads());
+  const int64_t row_tasks = ceil_div(m, schedule.task_rows);
+  const int64_t column_tasks = ceil_div(n, schedule.task_columns);
+  parallel_for(row_tasks * column_tasks, [&](int64_t task) {
+    const int64_t row = task / column_tasks * schedule.task_rows;
+    const int64_t column = task % column_tasks * schedule.task_columns;
+    run_task(problem, {row, min_of(m, row + schedule.task_rows)},
+             {column, min_of(n, column + schedule.task_columns)});
+  });
+}
+
+void gemm_s8(const GemmArgs& args) {
+  const bool whole_blocks = args.k % kBlockK == 0;
+  run_gemm({whole_blocks ? args.x : nullptr, args.k, copy_dense_rows, &args}, args.m, args.n, args.k,
+           args.weight, args.epilogue);
+}
+
+}  // namespace tfq::cpu

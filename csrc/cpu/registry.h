@@ -1,0 +1,32 @@
+// Kernel lookup: the table of kernels.inc, by family and level.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "cpu/epilogue/epilogue.h"
+#include "cpu/gemm_s8/gemm_s8.h"
+#include "cpu/isa.h"
+#include "cpu/norm_act/norm_act.h"
+#include "cpu/quantize/quantize.h"
+
+namespace tfq::cpu {
+
+struct KernelInfo {
+  const char* family;
+  const char* name;
+  Level level;
+};
+
+// Every kernel of the table, in its order.
+const std::vector<KernelInfo>& kernel_table();
+
+// The kernel of a family that `level` runs.
+const gemm_s8_kernel& select_gemm_s8(Level level);
+const epilogue_kernel& select_epilogue(Level level);
+const quantize_kernel& select_quantize(Level level);
+const group_norm_kernel& select_group_norm(Level level);
+const layer_norm_kernel& select_layer_norm(Level level);
+const geglu_kernel& select_geglu(Level level);
+
+}  // namespace tfq::cpu

@@ -1,0 +1,77 @@
+// Eight floats in a register: the interface of vector_avx512.h for AVX2.
+#pragma once
+
+#include "cpu/simd_avx2.h"
+
+namespace tfq::cpu {
+namespace {
+
+struct VectorAvx2 {
+  using Float = __m256;
+  static constexpr int64_t kWidth = kLanes;
+  static constexpr int kUnroll = 4;  // 8 would not fit 16 registers
+
+  static Float set(float x) { return _mm256_set1_ps(x); }
+  static Float load(const float* x) { return _mm256_loadu_ps(x); }
+  static Float load(const uint16_t* x) {
+    return bf16_to_f32x8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x)));
+  }
+  static Float load_first(const float* x, int64_t count) {
+    return load_f32x8(x, DType::kFloat32, 0, count);
+  }
+  static Float load_first(const uint16_t* x, int64_t count) {
+    return load_f32x8(x, DType::kBFloat16, 0, count);
+  }
+  static void store(float* out, Float x) { _mm256_storeu_ps(out, x); }
+  static void store_first(float* out, Float x, int64_t count) {
+    store_lanes(out, &x, count < kLanes ? count : kLanes, sizeof(float));
+  }
+  static Float keep_first(Float x, int64_t count) {
+    const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    const __m256i kept = _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int32_t>(count)), lane);
+    return _mm256_and_ps(x, _mm256_castsi256_ps(kept));
+  }
+
+  static Float add(Float a, Float b) { return _mm256_add_ps(a, b); }
+  static Float sub(Float a, Float b) { return _mm256_sub_ps(a, b); }
+  static Float mul(Float a, Float b) { return _mm256_mul_ps(a, b); }
+  static Float fma(Float a, Float b, Float c) { return _mm256_fmadd_ps(a, b, c); }
+  static Float min(Float a, Float b) { return _mm256_min_ps(a, b); }
+  static Float max(Float a, Float b) { return _mm256_max_ps(a, b); }
+  static Float minus_abs(Float x) { return _mm256_or_ps(x, _mm256_set1_ps(-0.0f)); }
+  static Float select_negative(Float sign, Float a, Float b) {
+    return _mm256_blendv_ps(b, a, sign);
+  }
+
+  static Float times_power_of_two(Float x, Float n) {
+    const __m256i exponent = _mm256_slli_epi32(_mm256_castps_si256(n), 23);
+    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x), exponent));
+  }
+
+  // Without a clamp at -z, as in vector_avx512.h.
+  static void quantize(const Float (&x)[4], Float r, Float z, uint8_t* out) {
+    const __m256 high = _mm256_sub_ps(_mm256_set1_ps(255.0f), z);
+    __m256i q[4];
+    for (int i = 0; i < 4; ++i) {
+      const __m256 v = _mm256_mul_ps(x[i], r);
+      const __m256 ordered = _mm256_and_ps(v, _mm256_cmp_ps(v, v, _CMP_ORD_Q));
+      q[i] = _mm256_cvtps_epi32(_mm256_min_ps(ordered, high));
+    }
+    const __m256i z_i32x8 = _mm256_cvtps_epi32(z);
+    const __m256i z_i16x16 = _mm256_packs_epi32(z_i32x8, z_i32x8);
+    const __m256i low_i16x16 = _mm256_adds_epi16(_mm256_packs_epi32(q[0], q[1]), z_i16x16);
+    const __m256i high_i16x16 = _mm256_adds_epi16(_mm256_packs_epi32(q[2], q[3]), z_i16x16);
+    // Undoes the packs' 128-bit halves.
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    const __m256i bytes =
+        _mm256_permutevar8x32_epi32(_mm256_packus_epi16(low_i16x16, high_i16x16), order);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), bytes);
+  }
+  static void quantize_first(Float x, Float r, Float z, uint8_t* out, int64_t count) {
+    const __m128i bytes = quantize_u8x8(x, r, z);
+    store_lanes(out, &bytes, count < kLanes ? count : kLanes, sizeof(uint8_t));
+  }
+};
+
+}  // namespace
+}  // namespace tfq::cpu

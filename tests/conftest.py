@@ -1,0 +1,103 @@
+"""Seed, instruction-set levels and guard zones shared by all tests."""
+
+import os
+import sys
+
+import pytest
+import torch
+
+sys.path.append(os.path.dirname(__file__))  # shapes, operands and tolerance: tests are no package
+
+LEVELS = ("scalar", "avx2", "avx512vnni", "amx")
+OPS_MODULES = ("_checks", "activations", "products", "weights")
+SEED = int(os.environ.get("TFQ_SEED", "0"))
+GUARD = 67  # elements before and after an output: odd, so that outputs are not aligned either
+SENTINEL = 0xA5
+
+
+def pytest_generate_tests(metafunc):
+    if "isa" in metafunc.fixturenames:
+        metafunc.parametrize("isa", available_levels(), indirect=True)
+
+
+def available_levels():
+    from tfq._ext import _C
+
+    return LEVELS[: LEVELS.index(_C.detected_isa()) + 1]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    if report.failed:
+        report.sections.append(("seed", f"TFQ_SEED={SEED}"))
+    return report
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    """Every test starts from the same generator state, alone or in the whole run."""
+    torch.manual_seed(SEED)
+    return SEED
+
+
+@pytest.fixture
+def isa(request):
+    """One instruction-set level at a time: each this CPU has."""
+    from tfq._ext import _C
+
+    before = _C.isa()
+    _C.set_max_isa(request.param)
+    yield request.param
+    _C.set_max_isa(before)
+
+
+@pytest.fixture
+def threads():
+    """``threads(n)`` sets torch's thread count until the test ends."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+class GuardedTorch:
+    """``torch`` as the operations see it, with outputs inside sentinel-filled buffers."""
+
+    def __init__(self):
+        self.allocations = []
+
+    def __getattr__(self, name):
+        return getattr(torch, name)
+
+    def empty(self, shape, *, dtype, memory_format=torch.contiguous_format):
+        shape = torch.Size([shape] if isinstance(shape, int) else shape)
+        buffer = torch.full(((shape.numel() + 2 * GUARD) * dtype.itemsize,), SENTINEL, dtype=torch.uint8)
+        elements = buffer.view(dtype)[GUARD : GUARD + shape.numel()]
+        self.allocations.append((buffer, GUARD * dtype.itemsize))
+        if memory_format is torch.channels_last:
+            batch, channels, height, width = shape
+            return elements.view(batch, height, width, channels).permute(0, 3, 1, 2)
+        return elements.view(shape)
+
+    def empty_like(self, tensor, *, dtype):
+        dense = tensor.is_contiguous()
+        layout = torch.contiguous_format if dense else torch.channels_last
+        return self.empty(tensor.shape, dtype=dtype, memory_format=layout)
+
+    def check(self):
+        for buffer, guard_bytes in self.allocations:
+            zones = torch.cat([buffer[:guard_bytes], buffer[-guard_bytes:]])
+            assert bool((zones == SENTINEL).all()), "a kernel wrote outside its output"
+
+
+@pytest.fixture
+def guarded(monkeypatch):
+    """Outputs of ``tfq.ops`` lie unaligned between guard zones, which must be intact in the end."""
+    import importlib
+
+    allocator = GuardedTorch()
+    for name in OPS_MODULES:
+        monkeypatch.setattr(importlib.import_module(f"tfq.ops.{name}"), "torch", allocator)
+    yield allocator
+    allocator.check()
+    assert allocator.allocations, "the test used no guarded output"

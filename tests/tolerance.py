@@ -1,0 +1,43 @@
+"""What counts as equal. Nothing else in the tests defines a tolerance."""
+
+import torch
+
+# A norm, SiLU or GELU in float32 against float64: one step next to a rounding boundary.
+MAX_OFF_BY_ONE_SHARE = 1e-3
+# Of a range found in float32: the error of its two ends.
+QPARAMS_RELATIVE = 16 * torch.finfo(torch.float32).eps
+
+
+def assert_same_bits(actual, expected, context=""):
+    """Same dtype, shape and values (a NaN equals a NaN; zeros may differ in sign)."""
+    assert actual.dtype is expected.dtype, f"{context}: {actual.dtype} instead of {expected.dtype}"
+    assert actual.shape == expected.shape, f"{context}: {actual.shape} instead of {expected.shape}"
+    differs = actual != expected
+    if actual.is_floating_point():
+        differs &= ~(actual.isnan() & expected.isnan())
+    if bool(differs.any()):
+        index = tuple(differs.nonzero()[0].tolist())
+        raise AssertionError(
+            f"{context}: {int(differs.sum())} of {differs.numel()} values differ, first at {index}: "
+            f"{actual[index].item()!r} instead of {expected[index].item()!r}"
+        )
+
+
+def assert_quantized_close(actual, expected, context=""):
+    """uint8 that differ by at most one step in at most a small share of the elements."""
+    assert actual.dtype is torch.uint8 and actual.shape == expected.shape, context
+    difference = (actual.short() - expected.short()).abs()
+    count = int((difference > 0).sum())
+    largest = int(difference.max()) if difference.numel() else 0
+    allowed = 1 + int(MAX_OFF_BY_ONE_SHARE * difference.numel())
+    assert largest <= 1, f"{context}: a value is {largest} steps off"
+    assert count <= allowed, f"{context}: {count} values of {difference.numel()} are one step off"
+
+
+def assert_qparams_close(actual, expected, context=""):
+    """Scales within :data:`QPARAMS_RELATIVE`, zero-points within a rounding."""
+    assert actual.dtype is torch.float32 and actual.shape == expected.shape, context
+    error = ((actual[:, :2] - expected[:, :2]) / expected[:, :2]).abs().max()
+    assert error <= QPARAMS_RELATIVE, f"{context}: scale off by {error:.3g}"
+    assert bool(((actual[:, 2] - expected[:, 2]).abs() <= 1).all()), f"{context}: zero-point"
+    assert torch.equal(actual[:, 2], actual[:, 2].round().clamp(0, 255)), f"{context}: zero-point"

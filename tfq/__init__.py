@@ -1,0 +1,48 @@
+"""INT8 diffusion UNets on native kernels, with their temporal features intact.
+
+``tfq.convert(unet)`` converts a diffusers UNet in place; ``tfq.report(unet)`` says what runs how;
+``tfq.ops`` has the kernels.
+"""
+
+import importlib.machinery
+import pathlib
+import sys
+
+
+def _use_installed_package():
+    """In a source tree that was not built, take every submodule from the installed package.
+
+    ``python -m tfq`` and ``pytest`` run from the root of a clone find this folder first; the native
+    module is only in the installed wheel.
+    """
+    here = pathlib.Path(__file__).resolve().parent
+    if any(here.glob("_C.*.so")):
+        return
+    search = [p for p in sys.path if pathlib.Path(p or ".").resolve() != here.parent]
+    spec = importlib.machinery.PathFinder.find_spec(__name__, search)
+    if spec is not None and spec.submodule_search_locations:
+        __path__[:] = list(spec.submodule_search_locations)
+
+
+_use_installed_package()
+
+from tfq import nn, ops, reference  # noqa: E402
+from tfq._version import __version__  # noqa: E402
+from tfq.config import TfqConfig  # noqa: E402
+from tfq.convert import convert  # noqa: E402
+from tfq.info import info  # noqa: E402
+from tfq.reporting import Report, report  # noqa: E402
+from tfq.temporal import temporal_blocks  # noqa: E402
+
+__all__ = [
+    "Report",
+    "TfqConfig",
+    "__version__",
+    "convert",
+    "info",
+    "nn",
+    "ops",
+    "reference",
+    "report",
+    "temporal_blocks",
+]

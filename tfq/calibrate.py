@@ -1,0 +1,154 @@
+"""Static ranges from the model's own trajectory.
+
+The model is calibrated as it will run: already lowered, with dynamic ranges. One trajectory of a
+sampler visits every timestep, so recording what the dynamic ranges were costs one UNet call a step,
+O(T) in all, where restarting from noise for each timestep would cost O(T^2).
+"""
+
+import copy
+import inspect
+
+import torch
+
+from tfq import temporal
+from tfq.quantizer import QPARAMS_WIDTH
+from tfq.shapes import example_inputs
+
+_LEVELS = 255
+
+
+class RangeRecorder:
+    """Smallest and largest value of each input at each timestep."""
+
+    def __init__(self):
+        self.ranges = {}  # (quantizer, timestep) -> (low, high)
+
+    def add(self, quantizer, row, qparams):
+        """Record the dynamic parameters ``(batch, 3)`` that belong to the rows of a batch."""
+        scale, zero_point = qparams[:, 0].double(), qparams[:, 2].double()
+        lows, highs = -zero_point * scale, (_LEVELS - zero_point) * scale
+        timesteps = row[:, temporal.VALUE_SLOT].tolist()
+        for timestep, low, high in zip(timesteps, lows.tolist(), highs.tolist(), strict=True):
+            key = (quantizer, timestep)
+            old = self.ranges.get(key, (0.0, 0.0))
+            self.ranges[key] = (min(old[0], low), max(old[1], high))
+
+    @property
+    def timesteps(self):
+        """Timesteps seen, ascending."""
+        return sorted({timestep for _, timestep in self.ranges})
+
+
+def qparams_from_range(low, high):
+    """``(scale, 1/scale, zero-point)`` that cover [low, high] and 0, as the kernels compute them."""
+    low, high = torch.tensor([low, high], dtype=torch.float32)
+    scale = high / _LEVELS - low / _LEVELS
+    scale = torch.ones(()) if scale == 0 else scale.clamp_min(torch.finfo(torch.float32).tiny)
+    inverse = torch.ones(()) / scale
+    zero_point = (-low * inverse).round().clamp(0, _LEVELS)
+    return torch.stack([scale, inverse, zero_point])
+
+
+def check_scheduler(scheduler, num_inference_steps):
+    """A private copy of `scheduler` with its timesteps set; raises if it does not fit."""
+    for method in ("set_timesteps", "step"):
+        if not callable(getattr(scheduler, method, None)):
+            raise TypeError(
+                f"convert: scheduler must be a diffusers scheduler with {method}(), got "
+                f"{type(scheduler).__name__}"
+            )
+    if isinstance(num_inference_steps, bool) or not isinstance(num_inference_steps, int):
+        raise TypeError(
+            f"convert: num_inference_steps must be an int, got {type(num_inference_steps).__name__} "
+            f"{num_inference_steps!r}"
+        )
+    if num_inference_steps < 1:
+        raise ValueError(f"convert: num_inference_steps must be at least 1, got {num_inference_steps}")
+    scheduler = copy.deepcopy(scheduler)
+    try:
+        scheduler.set_timesteps(num_inference_steps)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"convert: {type(scheduler).__name__} does not accept {num_inference_steps} steps: {error}"
+        ) from error
+    return scheduler
+
+
+def run_trajectory(unet, scheduler, num_inference_steps, images, seed):
+    """Sample `images` images once with a copy of the scheduler; every UNet call is a calibration call."""
+    scheduler = check_scheduler(scheduler, num_inference_steps)
+    generator = torch.Generator().manual_seed(seed)
+    inputs = example_inputs(unet, images, generator)
+    sample = inputs.pop("sample").float() * getattr(scheduler, "init_noise_sigma", 1.0)
+    step_arguments = inspect.signature(scheduler.step).parameters
+    extra = {"generator": generator} if "generator" in step_arguments else {}
+    for timestep in scheduler.timesteps:
+        scaled = sample
+        if hasattr(scheduler, "scale_model_input"):
+            scaled = scheduler.scale_model_input(sample, timestep)
+        output = unet(**{**inputs, "sample": scaled.to(unet.dtype), "timestep": timestep}).sample.float()
+        if output.shape[1] == 2 * sample.shape[1]:
+            output = output.chunk(2, dim=1)[0] if "variance" not in step_arguments else output
+        sample = scheduler.step(output, timestep, sample, **extra).prev_sample
+
+
+def run_calibration(unet, calibration, scheduler, num_inference_steps, config):
+    """Drive the lowered model through its calibration calls."""
+    if callable(calibration):
+        calibration(unet)
+        return
+    if isinstance(calibration, int) or calibration is None:
+        for trajectory in range(1 if calibration is None else calibration):
+            run_trajectory(
+                unet, scheduler, num_inference_steps, config.calibration_samples, config.seed + trajectory
+            )
+        return
+    accepted = set(inspect.signature(type(unet).forward).parameters) - {"self"}
+    count = 0
+    for count, kwargs in enumerate(calibration, start=1):
+        if not isinstance(kwargs, dict):
+            raise TypeError(
+                f"convert: calibration must yield dicts of the UNet's forward arguments, got "
+                f"{type(kwargs).__name__}"
+            )
+        unknown = sorted(set(kwargs) - accepted)
+        if unknown:
+            raise ValueError(
+                f"convert: calibration yields the argument {', '.join(map(repr, unknown))}, which "
+                f"{type(unet).__name__}.forward does not have (it has {', '.join(sorted(accepted))})"
+            )
+        unet(**kwargs)
+    if count == 0:
+        raise ValueError(
+            "convert: calibration is empty (or an exhausted generator); it must yield at least one dict "
+            "of forward arguments"
+        )
+
+
+def install_ranges(embedding, quantizers, recorder, ranges):
+    """Build the table for the timesteps seen and make the recorded inputs static.
+
+    Parameters
+    ----------
+    embedding : TemporalEmbedding
+    quantizers : list of InputQuantizer
+        Those with a reserved place in a row.
+    recorder : RangeRecorder
+    ranges : {"timestep", "static"}
+    """
+    timesteps = recorder.timesteps
+    if not timesteps:
+        raise ValueError("convert: calibration made no call of the UNet")
+    rows = torch.cat([embedding.compute_rows(torch.tensor([t])) for t in timesteps])
+    for quantizer in quantizers:
+        seen = [recorder.ranges.get((quantizer, t)) for t in timesteps]
+        if None in seen:
+            continue
+        if ranges == "static":
+            low, high = min(low for low, _ in seen), max(high for _, high in seen)
+            quantizer.fixed = qparams_from_range(low, high)[None]
+            continue
+        for row, (low, high) in zip(rows, seen, strict=True):
+            row[quantizer.slot : quantizer.slot + QPARAMS_WIDTH] = qparams_from_range(low, high)
+        quantizer.use_table = True
+    embedding.set_rows(torch.tensor(timesteps), rows)

@@ -1,0 +1,34 @@
+"""Geometry of convolutions, shared by the native and the reference operations."""
+
+
+def pair(value):
+    """``(height, width)`` of an int or a pair."""
+    return (value, value) if isinstance(value, int) else tuple(value)
+
+
+def normalize_padding(kernel_size, stride, padding):
+    """Kernel and stride as pairs and padding as ``(top, bottom, left, right)``."""
+    if isinstance(padding, int):
+        padding = (padding,) * 4
+    elif len(padding) == 2:
+        padding = (padding[0], padding[0], padding[1], padding[1])
+    elif len(padding) != 4:
+        raise ValueError(
+            f"padding must be an int, (vertical, horizontal) or (top, bottom, left, right), got {padding}"
+        )
+    if min(padding) < 0:
+        raise ValueError(f"padding must not be negative, got {tuple(padding)}")
+    return pair(kernel_size), pair(stride), tuple(padding)
+
+
+def conv_output_size(size, kernel_size, stride, padding):
+    """Output ``(height, width)`` of a convolution; raises if the kernel does not fit."""
+    (height, width), (top, bottom, left, right) = size, padding
+    out_h = (height + top + bottom - kernel_size[0]) // stride[0] + 1
+    out_w = (width + left + right - kernel_size[1]) // stride[1] + 1
+    if out_h < 1 or out_w < 1:
+        raise ValueError(
+            f"conv2d_s8: a kernel of {tuple(kernel_size)} does not fit an input of {height}x{width} "
+            f"with padding {tuple(padding)}"
+        )
+    return out_h, out_w

@@ -1,0 +1,38 @@
+"""What this build and this machine can do."""
+
+import platform
+
+import diffusers
+import torch
+
+from tfq._ext import _C
+from tfq._version import __version__
+
+ISA_LEVELS = ("scalar", "avx2", "avx512vnni", "amx")
+
+
+def info():
+    """Facts for a bug report.
+
+    Returns
+    -------
+    dict
+        ``version``; ``isa`` (the level kernels run at, see TFQ_MAX_ISA), ``isa_levels`` (those this
+        machine can run), ``cuda_archs`` (built in), ``kernels`` (family -> name of the kernel in use),
+        ``threads``, ``compiler`` and the versions of ``python``, ``torch`` and ``diffusers``.
+    """
+    levels = ISA_LEVELS[: ISA_LEVELS.index(_C.detected_isa()) + 1]
+    active = ISA_LEVELS.index(_C.isa())
+    kernels = {f: name for f, name, level in _C.kernels() if ISA_LEVELS.index(level) <= active}
+    return {
+        "version": __version__,
+        "isa": _C.isa(),
+        "isa_levels": list(levels),
+        "cuda_archs": list(_C.cuda_archs()),
+        "kernels": kernels,
+        "threads": _C.num_threads(),
+        "compiler": _C.compiler(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+    }

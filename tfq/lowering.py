@@ -1,0 +1,323 @@
+"""From float modules to INT8 ones: what each layer becomes, and why a layer stays float."""
+
+import dataclasses
+
+import torch
+from diffusers.models import downsampling, resnet, upsampling
+from diffusers.models import attention as float_attention
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from diffusers.models.attention_processor import AttnProcessor as FloatAttnProcessor
+from diffusers.models.transformers.transformer_2d import Transformer2DModel as FloatTransformer2DModel
+from diffusers.models.unets import unet_2d_blocks as unet_blocks
+from torch import nn
+
+from tfq import attention, blocks, temporal
+from tfq.nn import Conv2d, Linear, ShortcutConv2d, unsupported_conv
+from tfq.quantizer import QPARAMS_WIDTH
+
+# UNet blocks that hand a row on to their children.
+_ROW_BLOCKS = {
+    getattr(unet_blocks, name): getattr(blocks, name)
+    for name in (
+        "DownBlock2D", "AttnDownBlock2D", "CrossAttnDownBlock2D", "UpBlock2D", "AttnUpBlock2D",
+        "CrossAttnUpBlock2D",
+    )
+}  # fmt: skip
+# Blocks whose own forward already hands ``temb`` on to every child.
+_ROW_PASSING = (unet_blocks.UNetMidBlock2D, unet_blocks.UNetMidBlock2DCrossAttn)
+
+_PLAIN_PROCESSORS = (AttnProcessor2_0, FloatAttnProcessor)
+
+
+@dataclasses.dataclass
+class LayerPlan:
+    """One Conv2d or Linear of the float model and what becomes of it."""
+
+    name: str
+    module: nn.Module
+    reason: str = ""  # why it stays float; empty: it is converted
+    macs: int | None = None
+
+
+class Undo:
+    """Records changes to modules so that a failed conversion can be taken back."""
+
+    def __init__(self):
+        self._actions = []
+
+    def set_child(self, parent, name, value):
+        """``parent.name = value`` for a child module (or None)."""
+        old = parent._modules[name]
+        self._actions.append(lambda: parent._modules.__setitem__(name, old))
+        parent._modules[name] = value
+
+    def set_class(self, module, cls):
+        """Change a module's class."""
+        old, attributes = module.__class__, dict(module.__dict__)
+        self._actions.append(lambda: (module.__dict__.update(attributes), setattr(module, "__class__", old)))
+        module.__class__ = cls
+
+    def set_attribute(self, module, name, value):
+        """``module.name = value`` for a plain attribute."""
+        missing = name not in module.__dict__
+        old = module.__dict__.get(name)
+        self._actions.append(
+            lambda: module.__dict__.pop(name, None) if missing else module.__dict__.__setitem__(name, old)
+        )
+        object.__setattr__(module, name, value)
+
+    def set_parameter(self, module, name, value):
+        """Replace a parameter by another tensor."""
+        old = module._parameters[name]
+        self.add(lambda: module._parameters.__setitem__(name, old))
+        module._parameters[name] = nn.Parameter(value, requires_grad=False)
+
+    def add(self, action):
+        """Run `action()` on rollback."""
+        self._actions.append(action)
+
+    def rollback(self):
+        """Take everything back, last change first."""
+        while self._actions:
+            self._actions.pop()()
+
+
+def plan_layers(unet, config):
+    """Decide for every Conv2d and Linear of a float UNet; returns a list of :class:`LayerPlan`."""
+    temporal_names = set()
+    for block in temporal.temporal_blocks(unet)["blocks"]:
+        temporal_names.add(block["name"])
+    kept = {
+        "conv_in": "first convolution: kept float",
+        "conv_out": "last convolution: kept float",
+    }
+    boundary = tuple(
+        name
+        for name in ("time_embedding", "class_embedding", "add_embedding", "encoder_hid_proj", "time_proj")
+        if isinstance(getattr(unet, name, None), nn.Module)
+    )
+    plans = []
+    for name, module in unet.named_modules():
+        if not isinstance(module, (nn.Conv2d, nn.Linear, nn.ConvTranspose2d)):
+            continue
+        reason = ""
+        if name in kept:
+            reason = kept[name]
+        elif name in temporal_names:
+            reason = "temporal block: folded" if config.temporal == "fold" else "temporal block: float"
+        elif name.split(".")[0] in boundary:
+            reason = "time or condition embedding: kept float"
+        elif any(name == n or name.startswith(n + ".") for n in config.modules_to_not_convert):
+            reason = "in modules_to_not_convert"
+        elif isinstance(module, nn.Linear):
+            reason = "" if type(module) is nn.Linear else f"no kernel for type {type(module).__name__}"
+        else:
+            unsupported = unsupported_conv(module)
+            reason = f"no kernel for {unsupported}" if unsupported else ""
+        plans.append(LayerPlan(name, module, reason))
+    return plans
+
+
+class Lowering:
+    """Replaces the planned layers and fuses the blocks around them.
+
+    Parameters
+    ----------
+    unet : UNet2DModel or UNet2DConditionModel
+    config : TfqConfig
+    plans : list of LayerPlan
+    skip_sources : dict
+        Name of a ResBlock -> channels of its (hidden, skip) inputs, where it reads a skip connection.
+    undo : Undo
+        Records every change; the caller rolls it back on an error.
+    """
+
+    def __init__(self, unet, config, plans, skip_sources, undo):
+        self.unet = unet
+        self.config = config
+        self.skip_sources = skip_sources
+        self.undo = undo
+        self.layout = temporal.RowLayout()
+        self.converted = {plan.name: plan for plan in plans if not plan.reason}
+        self.quantizers = []  # inputs with a reserved range
+        self.partition = temporal.temporal_blocks(unet)
+        self.needs_embedding = bool(self.partition["conditions"])
+
+    def run(self):
+        """Lower the whole model and return the list of quantisers that can become static."""
+        modules = dict(self.unet.named_modules())
+        top_level = [*self.unet.down_blocks, self.unet.mid_block, *self.unet.up_blocks]
+        unaware = [
+            block
+            for block in top_level
+            if block is not None and type(block) not in _ROW_BLOCKS and type(block) not in _ROW_PASSING
+        ]
+        opaque = {id(module) for block in unaware for module in block.modules()}
+        aware = {name: module for name, module in modules.items() if id(module) not in opaque}
+        fused = {name: m for name, m in aware.items() if self._is_fusable_resnet(name, m)}
+        stripped = unaware + [
+            module
+            for name, module in aware.items()
+            if isinstance(module, (resnet.ResnetBlock2D, resnet.ResnetBlockCondNorm2D))
+            and name not in fused
+        ]
+        self.needs_embedding |= bool(stripped)
+
+        self._replace_layers(modules, fused)
+        features = [(name, self._fuse_resnet(block), block) for name, block in fused.items()]
+        features = [feature for feature in features if feature[1] is not None]
+        for block in fused.values():
+            self._reserve_range(block.conv1)
+            self._reserve_range(block.conv2)
+        for name, module in modules.items():
+            if name in aware:
+                self._fuse_sampler(module)
+                if type(module) in _ROW_BLOCKS:
+                    self.undo.set_class(module, _ROW_BLOCKS[type(module)])
+            self._fuse_attention(name, module, name in aware)
+            self._fuse_transformer(name, module)
+        self._install_rows(features, fused.values(), stripped)
+        return self.quantizers
+
+    def _has(self, *names):
+        return all(name in self.converted for name in names)
+
+    def _reserve_range(self, layer):
+        layer.input.slot = self.layout.allocate_range(QPARAMS_WIDTH)
+        self.quantizers.append(layer.input)
+
+    def _float_affine(self, *norms):
+        """Kernels read norm weights as float32, whatever the model's dtype."""
+        for norm in norms:
+            for name in ("weight", "bias"):
+                value = None if norm is None else norm._parameters.get(name)
+                if value is not None and value.dtype is not torch.float32:
+                    self.undo.set_parameter(norm, name, value.detach().float())
+
+    def _replace_layers(self, modules, fused):
+        shortcuts = {f"{name}.conv_shortcut": name for name in fused}
+        replacements = {}
+        for name, plan in self.converted.items():
+            layer = plan.module
+            if name in shortcuts:
+                sources = self.skip_sources.get(shortcuts[name]) if self.config.split_skip else None
+                new = ShortcutConv2d(layer, sources or (layer.in_channels,), name, self.config.backend)
+            elif isinstance(layer, nn.Conv2d):
+                new = Conv2d.from_float(layer, name, self.config.backend)
+            else:
+                new = Linear.from_float(layer, name, self.config.backend)
+            replacements[id(layer)] = new
+        for module in modules.values():
+            for child_name, child in module._modules.items():
+                if id(child) in replacements:
+                    self.undo.set_child(module, child_name, replacements[id(child)])
+
+    def _is_fusable_resnet(self, name, block):
+        if type(block) is not resnet.ResnetBlock2D:
+            return False
+        layers = [f"{name}.conv1", f"{name}.conv2"]
+        if block.conv_shortcut is not None:
+            layers.append(f"{name}.conv_shortcut")
+        return (
+            self._has(*layers)
+            and isinstance(block.nonlinearity, nn.SiLU)
+            and _is_affine_group_norm(block.norm1)
+            and _is_affine_group_norm(block.norm2)
+            and block.upsample is None
+            and block.downsample is None
+            and block.time_embedding_norm in ("default", "scale_shift")
+        )
+
+    def _fuse_resnet(self, block):
+        """Fuse; returns the slot of the block's feature, or None if it is not folded."""
+        self.undo.set_class(block, blocks.ResnetBlock2D)
+        self._float_affine(block.norm1, block.norm2)
+        if block.time_emb_proj is None:
+            return None
+        if self.config.temporal != "fold" or self.partition["conditions"]:
+            self.needs_embedding = True
+            return None
+        slot = self.layout.allocate_feature(block.time_emb_proj.out_features)
+        self.undo.set_attribute(block, "feature_slot", slot)
+        return slot
+
+    def _fuse_sampler(self, module):
+        if type(module) is downsampling.Downsample2D and module.use_conv and module.norm is None:
+            conv, cls = module.conv, blocks.Downsample2D
+        elif (
+            type(module) is upsampling.Upsample2D
+            and module.use_conv
+            and not module.use_conv_transpose
+            and module.norm is None
+            and module.interpolate
+        ):
+            conv, cls = module.conv if module.name == "conv" else module.Conv2d_0, blocks.Upsample2D
+        else:
+            return
+        if isinstance(conv, Conv2d):
+            self.undo.set_class(module, cls)
+            self._reserve_range(conv)
+
+    def _fuse_attention(self, name, attn, sees_rows):
+        if type(attn) is not Attention or type(attn.processor) not in _PLAIN_PROCESSORS:
+            return
+        special = ("spatial_norm", "norm_q", "norm_k", "add_k_proj")
+        if any(getattr(attn, child, None) is not None for child in special):
+            return
+        if attn.norm_cross or not self._has(*(f"{name}.{c}" for c in ("to_q", "to_k", "to_v", "to_out.0"))):
+            return
+        if attn.group_norm is not None:
+            self._float_affine(attn.group_norm)
+            attn.to_q.input.per_token = False
+            attn.to_k.input = attn.to_v.input = attn.to_q.input  # one normalised input for all three
+            if sees_rows:
+                self._reserve_range(attn.to_q)
+        dtype = attention.attention_compute_dtype(self.config, self.unet.dtype)
+        self.undo.set_attribute(attn, "processor", attention.AttnProcessor(dtype))
+
+    def _fuse_transformer(self, name, module):
+        if type(module) is float_attention.BasicTransformerBlock:
+            if (
+                module.norm_type == "layer_norm"
+                and module.pos_embed is None
+                and getattr(module, "fuser", None) is None
+                and attention.is_standard_feed_forward(module.ff)
+                and self._has(f"{name}.ff.net.0.proj", f"{name}.ff.net.2")
+            ):
+                self._float_affine(module.norm1, module.norm2, module.norm3)
+                self.undo.set_class(module, attention.BasicTransformerBlock)
+        elif type(module) is FloatTransformer2DModel:
+            if module.is_input_continuous and self._has(f"{name}.proj_in", f"{name}.proj_out"):
+                self._float_affine(module.norm)
+                module.proj_in.input.per_token = False
+                module.proj_out.input.per_token = True
+                self.undo.set_class(module, attention.Transformer2DModel)
+
+    def _install_rows(self, features, fused, stripped):
+        """Put the table in the place of the time embedding and route its rows."""
+        unet, undo = self.unet, self.undo
+        width = self.layout.width
+        embedding = temporal.TemporalEmbedding(
+            unet.time_proj, unet.time_embedding, self.layout, features, self.partition, self.needs_embedding
+        )
+        for block in fused:
+            undo.set_attribute(block, "row_width", width)
+            if block.feature_slot is not None:
+                undo.set_child(block, "time_emb_proj", None)
+        timestep_classes = getattr(unet.config, "class_embed_type", None) == "timestep"
+        for name in ("class_embedding", "add_embedding"):
+            if isinstance(getattr(unet, name, None), nn.Module):
+                time_proj = unet.time_proj if name == "class_embedding" and timestep_classes else None
+                padded = temporal.RowCondition(getattr(unet, name), width, time_proj)
+                undo.set_child(unet, name, padded)
+        if isinstance(getattr(unet, "time_embed_act", None), nn.Module):
+            undo.set_child(unet, "time_embed_act", temporal.RowActivation(unet.time_embed_act, width))
+        undo.set_child(unet, "time_embedding", embedding)
+        undo.set_child(unet, "time_proj", temporal.TimestepKey())
+        for module in stripped:
+            hook = module.register_forward_pre_hook(temporal.StripRow(width, unet.dtype), with_kwargs=True)
+            undo.add(hook.remove)
+
+
+def _is_affine_group_norm(norm):
+    return type(norm) is nn.GroupNorm and norm.affine

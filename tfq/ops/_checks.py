@@ -1,0 +1,84 @@
+"""Argument checks of the operations: a wrong address is a crash, so everything is checked here."""
+
+import torch
+
+DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.uint8: 2}
+FLOAT_DTYPES = (torch.float32, torch.bfloat16)
+NO_QPARAMS = (0, 0)
+
+
+def address(tensor):
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def require(operation, name, tensor, dtypes, dim=None):
+    """Raise unless `tensor` is a CPU tensor of one of `dtypes` (and of `dim` dimensions)."""
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(f"{operation}: {name} must be a tensor, got {type(tensor).__name__}")
+    if tensor.device.type != "cpu":
+        raise NotImplementedError(
+            f"{operation}: {name} is on '{tensor.device}', but this build of tfq has native kernels "
+            f"for 'cpu' only; move the model and its inputs with .to('cpu')"
+        )
+    if tensor.dtype not in dtypes:
+        wanted = " or ".join(str(d).removeprefix("torch.") for d in dtypes)
+        raise TypeError(
+            f"{operation}: {name} must be {wanted}, got {str(tensor.dtype).removeprefix('torch.')}"
+        )
+    if dim is not None and tensor.dim() != dim:
+        raise ValueError(
+            f"{operation}: {name} must have {dim} dimensions, got shape {tuple(tensor.shape)}"
+        )
+    if tensor.requires_grad and torch.is_grad_enabled():
+        raise ValueError(
+            f"{operation}: {name} requires grad, but tfq is inference-only; detach it or call under "
+            f"torch.no_grad()"
+        )
+
+
+def require_dense(operation, name, tensor):
+    channels_last = tensor.dim() == 4
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    if not tensor.is_contiguous(memory_format=memory_format):
+        layout = "torch.channels_last" if channels_last else "contiguous"
+        raise ValueError(
+            f"{operation}: {name} must be {layout} in memory, got shape {tuple(tensor.shape)} with "
+            f"strides {tensor.stride()}"
+        )
+
+
+def native_qparams(operation, name, qparams, rows):
+    """The native form of `qparams` and the rows of the operand per group."""
+    require(operation, name, qparams, (torch.float32,), 2)
+    groups = qparams.shape[0]
+    if qparams.shape[1] != 3 or qparams.stride(1) != 1 or groups == 0 or rows % groups:
+        raise ValueError(
+            f"{operation}: {name} must be (groups, 3) with groups dividing {rows} rows, got shape "
+            f"{tuple(qparams.shape)} with strides {qparams.stride()}"
+        )
+    return (qparams.data_ptr(), qparams.stride(0)), max(1, rows // groups)
+
+
+def dynamic_or_static(operation, qparams, groups, rows):
+    """(returned qparams, native static form, rows per group, address of the dynamic ones)."""
+    if qparams is None:
+        dynamic = torch.empty((groups, 3), dtype=torch.float32)
+        return dynamic, NO_QPARAMS, max(1, rows // max(groups, 1)), dynamic.data_ptr()
+    native, rows_per_group = native_qparams(operation, "qparams", qparams, rows)
+    return qparams, native, rows_per_group, 0
+
+
+def check_packed(operation, packed, n, k):
+    wanted = (-(-n // 16), -(-k // 64) * 16, 16, 4)
+    if tuple(packed.shape) != wanted or not packed.is_contiguous():
+        raise ValueError(
+            f"{operation}: packed weight for n={n}, k={k} must be contiguous {wanted}, got "
+            f"{tuple(packed.shape)}"
+        )
+
+
+def vector(operation, name, tensor, dtype, n):
+    require(operation, name, tensor, (dtype,), 1)
+    if tensor.shape[0] != n or tensor.stride(0) != 1:
+        raise ValueError(f"{operation}: {name} must be contiguous ({n},), got {tuple(tensor.shape)}")
+    return tensor.data_ptr()

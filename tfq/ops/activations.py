@@ -1,0 +1,210 @@
+"""Operations that produce uint8 activations, and the gather of temporal rows."""
+
+import torch
+
+from tfq._ext import _C
+from tfq.ops._checks import (
+    DTYPE_CODES,
+    FLOAT_DTYPES,
+    address,
+    dynamic_or_static,
+    require,
+    require_dense,
+    vector,
+)
+
+
+def quantize(x, qparams=None, groups=None):
+    """Quantise activations to uint8: ``clamp(round(x / s) + z, 0, 255)``, NaN becomes ``z``.
+
+    Parameters
+    ----------
+    x : Tensor
+        float32 or bfloat16, any shape; 4-D tensors are images.
+    qparams : Tensor, optional
+        float32 ``(groups, 3)``; None computes them per group.
+    groups : int, optional
+        Number of groups when dynamic; default ``x.shape[0]``.
+
+    Returns
+    -------
+    q : Tensor
+        uint8, shape and memory layout of `x`.
+    qparams : Tensor
+        float32 ``(groups, 3)``, those given or those computed.
+    """
+    require("quantize", "x", x, FLOAT_DTYPES)
+    require_dense("quantize", "x", x)
+    groups = (x.shape[0] if groups is None else groups) if qparams is None else qparams.shape[0]
+    if groups < 1 or x.numel() % groups:
+        raise ValueError(f"quantize: {groups} groups do not divide x of shape {tuple(x.shape)}")
+    result, native, _, dynamic = dynamic_or_static("quantize", qparams, groups, x.numel())
+    q = torch.empty_like(x, dtype=torch.uint8)
+    _C.quantize(
+        x.data_ptr(), DTYPE_CODES[x.dtype], groups, x.numel() // groups, native, dynamic, q.data_ptr()
+    )
+    return q, result
+
+
+def group_norm_silu_quantize(x, num_groups, weight, bias, eps=1e-5, *, x2=None, silu=True, qparams=None):
+    """GroupNorm, optional SiLU and quantisation of images in one kernel.
+
+    Parameters
+    ----------
+    x : Tensor
+        float32 or bfloat16 ``(batch, channels, height, width)``, channels_last, or ``(batch, tokens,
+        channels)``.
+    num_groups : int
+        Groups of the normalisation, dividing the channels of `x` and `x2` together.
+    weight, bias : Tensor
+        float32 ``(channels,)``, or ``(batch, channels)`` for an affine map per sample.
+    eps : float
+    x2 : Tensor, optional
+        Second source of the same dtype: normalises ``cat([x, x2])`` over channels without making it.
+    silu : bool
+        Apply SiLU before quantising.
+    qparams : Tensor, optional
+        float32 ``(batch, 3)`` or ``(1, 3)``; None computes them per sample.
+
+    Returns
+    -------
+    q : Tensor
+        uint8, ``cat([x, x2])``'s shape.
+    qparams : Tensor
+        float32 ``(batch, 3)``.
+    """
+    name = "group_norm_silu_quantize"
+    require(name, "x", x, FLOAT_DTYPES)
+    if x.dim() not in (3, 4):
+        raise ValueError(f"{name}: x must have 3 or 4 dimensions, got shape {tuple(x.shape)}")
+    require_dense(name, "x", x)
+    axis = 1 if x.dim() == 4 else 2
+    batch, channels = x.shape[0], x.shape[axis]
+    channels2, shape = 0, list(x.shape)
+    if x2 is not None:
+        require(name, "x2", x2, (x.dtype,), x.dim())
+        require_dense(name, "x2", x2)
+        channels2 = x2.shape[axis]
+        shape[axis] = channels
+        if [*x2.shape[:axis], channels, *x2.shape[axis + 1 :]] != shape:
+            raise ValueError(f"{name}: x2 {tuple(x2.shape)} does not match x {tuple(x.shape)}")
+    total = channels + channels2
+    shape[axis] = total
+    if num_groups < 1 or total % num_groups:
+        raise ValueError(f"{name}: {total} channels do not divide into {num_groups} groups")
+    for label, tensor in (("weight", weight), ("bias", bias)):
+        require(name, label, tensor, (torch.float32,))
+        if tuple(tensor.shape) not in ((total,), (batch, total)) or tensor.stride(-1) != 1:
+            raise ValueError(
+                f"{name}: {label} must be ({total},) or ({batch}, {total}), got {tuple(tensor.shape)}"
+            )
+    affine_stride = weight.stride(0) if weight.dim() == 2 else 0
+    if weight.dim() != bias.dim() or (bias.dim() == 2 and bias.stride(0) != affine_stride):
+        raise ValueError(f"{name}: weight and bias must have the same shape and strides")
+    pixels = x.numel() // max(1, batch * channels)
+    result, native, _, dynamic = dynamic_or_static(name, qparams, batch, batch)
+    if qparams is not None and qparams.shape[0] == 1:
+        native = (native[0], 0)
+    memory_format = torch.channels_last if x.dim() == 4 else torch.contiguous_format
+    q = torch.empty(shape, dtype=torch.uint8, memory_format=memory_format)
+    _C.group_norm_silu_quantize(
+        x.data_ptr(), address(x2), DTYPE_CODES[x.dtype],
+        (batch, pixels, channels, channels2, num_groups), eps, silu, weight.data_ptr(), bias.data_ptr(),
+        affine_stride, native, dynamic, q.data_ptr(),
+    )  # fmt: skip
+    return q, result
+
+
+def _token_rows(name, x, qparams):
+    require(name, "x", x, FLOAT_DTYPES)
+    require_dense(name, "x", x if x.dim() != 4 else x.flatten(0, 2))
+    rows = x.numel() // max(1, x.shape[-1])
+    return rows, dynamic_or_static(name, qparams, rows, rows)
+
+
+def layer_norm_quantize(x, weight, bias, eps=1e-5, *, qparams=None):
+    """LayerNorm over the last dimension and quantisation, by default with a range per token.
+
+    Parameters
+    ----------
+    x : Tensor
+        float32 or bfloat16 ``(..., channels)``, contiguous.
+    weight, bias : Tensor or None
+        float32 ``(channels,)``.
+    eps : float
+    qparams : Tensor, optional
+        float32 ``(groups, 3)``; None computes them per token.
+
+    Returns
+    -------
+    q : Tensor
+        uint8, shape of `x`.
+    qparams : Tensor
+        float32 ``(tokens, 3)``, or those given.
+    """
+    name = "layer_norm_quantize"
+    rows, (result, native, rows_per_group, dynamic) = _token_rows(name, x, qparams)
+    channels = x.shape[-1]
+    weight_address = 0 if weight is None else vector(name, "weight", weight, torch.float32, channels)
+    bias_address = 0 if bias is None else vector(name, "bias", bias, torch.float32, channels)
+    q = torch.empty_like(x, dtype=torch.uint8)
+    _C.layer_norm_quantize(
+        x.data_ptr(), DTYPE_CODES[x.dtype], rows, channels, eps, weight_address, bias_address, native,
+        rows_per_group, dynamic, q.data_ptr(),
+    )  # fmt: skip
+    return q, result
+
+
+def geglu_quantize(x, *, qparams=None):
+    """``value * gelu(gate)`` of ``x = [value | gate]`` and quantisation, by default per token.
+
+    Parameters
+    ----------
+    x : Tensor
+        float32 or bfloat16 ``(..., 2 * channels)``, contiguous.
+    qparams : Tensor, optional
+        float32 ``(groups, 3)``; None computes them per token.
+
+    Returns
+    -------
+    q : Tensor
+        uint8 ``(..., channels)``.
+    qparams : Tensor
+        float32 ``(tokens, 3)``, or those given.
+    """
+    name = "geglu_quantize"
+    rows, (result, native, rows_per_group, dynamic) = _token_rows(name, x, qparams)
+    if x.shape[-1] % 2:
+        raise ValueError(f"{name}: the last dimension must be even, got shape {tuple(x.shape)}")
+    channels = x.shape[-1] // 2
+    q = torch.empty((*x.shape[:-1], channels), dtype=torch.uint8)
+    _C.geglu_quantize(
+        x.data_ptr(), DTYPE_CODES[x.dtype], rows, channels, native, rows_per_group, dynamic, q.data_ptr()
+    )
+    return q, result
+
+
+def temporal_gather(table, rows):
+    """Rows of a temporal table: ``table[rows]``.
+
+    Parameters
+    ----------
+    table : Tensor
+        float32 ``(table_rows, width)``, contiguous.
+    rows : Tensor
+        int64 ``(count,)``, each in ``[0, table_rows)``; another value raises ValueError.
+
+    Returns
+    -------
+    Tensor
+        float32 ``(count, width)``.
+    """
+    require("temporal_gather", "table", table, (torch.float32,), 2)
+    require("temporal_gather", "rows", rows, (torch.int64,), 1)
+    require_dense("temporal_gather", "table", table)
+    require_dense("temporal_gather", "rows", rows)
+    out = torch.empty((rows.shape[0], table.shape[1]), dtype=torch.float32)
+    _C.temporal_gather(
+        table.data_ptr(), table.shape[0], table.shape[1], rows.data_ptr(), rows.shape[0], out.data_ptr()
+    )
+    return out

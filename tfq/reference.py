@@ -1,0 +1,247 @@
+"""The operations of :mod:`tfq.ops` in plain torch: slow, obvious, and the specification.
+
+Same names, arguments and integers as :mod:`tfq.ops`. Tests compare every kernel with these functions,
+and ``backend="reference"`` runs a model on them. Arguments are not checked here.
+
+Integer sums are taken in float64, which is exact below 2**53. The line that leaves the integers,
+``y = fma(f32(sum), f32(s * weight_scale), f32(bias + temporal))``, gives the bits of a fused
+multiply-add. Norms, SiLU and GELU are evaluated in float64 and rounded once, so a kernel working in
+float32 may differ from them by one quantisation step where a value lies next to a rounding boundary.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from tfq.geometry import normalize_padding
+
+__all__ = [
+    "conv2d_s8",
+    "geglu_quantize",
+    "gemm_s8",
+    "group_norm_silu_quantize",
+    "layer_norm_quantize",
+    "pack_weight",
+    "qparams_from_range",
+    "quantize",
+    "temporal_gather",
+    "unpack_weight",
+]
+
+PANEL_COLUMNS = 16
+QUAD = 4
+BLOCK_K = 64
+SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
+
+
+def pack_weight(weight):
+    """Pack int8 weights: ``packed[n // 16][k // 4][n % 16][k % 4]``, zero padded.
+
+    Parameters
+    ----------
+    weight : Tensor
+        int8 ``(n, k)`` or ``(out_channels, channels, kernel_h, kernel_w)``.
+
+    Returns
+    -------
+    packed : Tensor
+        int8 ``(ceil(n/16), ceil(k/64)*16, 16, 4)``.
+    weight_sum : Tensor
+        int32 ``(n,)``.
+    """
+    if weight.dim() == 4:
+        weight = weight.permute(0, 2, 3, 1)
+    rows = weight.reshape(weight.shape[0], -1)
+    n, k = rows.shape
+    padded = F.pad(rows, (0, -k % BLOCK_K, 0, -n % PANEL_COLUMNS))
+    quads = padded.view(-1, PANEL_COLUMNS, padded.shape[1] // QUAD, QUAD)
+    return quads.transpose(1, 2).contiguous(), rows.sum(1, dtype=torch.int32)
+
+
+def unpack_weight(packed, shape):
+    """Inverse of :func:`pack_weight`: int8 of the given `shape`, ``(n, k)`` or 4-D as a Conv2d's."""
+    n, k = shape[0], torch.Size(shape[1:]).numel()
+    panels, quads = packed.shape[:2]
+    rows = packed.transpose(1, 2).reshape(panels * PANEL_COLUMNS, quads * QUAD)[:n, :k]
+    if len(shape) == 2:
+        return rows.contiguous()
+    out_channels, channels, height, width = shape
+    rows = rows.reshape(out_channels, height, width, channels)
+    return rows.permute(0, 3, 1, 2).contiguous()
+
+
+def qparams_from_range(low, high):
+    """Parameters that cover ``[low, high]`` and 0.
+
+    Parameters
+    ----------
+    low, high : Tensor
+        float32 ``(groups,)``.
+
+    Returns
+    -------
+    Tensor
+        float32 ``(groups, 3)`` of ``s = high/255 - low/255`` (1 for an all-zero group, never
+        subnormal), ``1/s`` and ``z = clamp(round(-low * (1/s)), 0, 255)``.
+    """
+    low, high = low.clamp(max=0), high.clamp(min=0)
+    levels = torch.full_like(low, 255)
+    s = high / levels - low / levels
+    s = torch.where(s == 0, torch.ones_like(s), s).clamp(min=SMALLEST_NORMAL)
+    r = torch.ones_like(s) / s
+    z = (-low * r).round().nan_to_num(nan=0).clamp(0, 255)
+    return torch.stack([s, r, z], dim=1)
+
+
+def quantize(x, qparams=None, groups=None):
+    """Quantise activations to uint8, see :func:`tfq.ops.quantize`."""
+    rows = _channels_last(x)
+    if groups is None or qparams is not None:
+        groups = x.shape[0] if qparams is None else qparams.shape[0]
+    q, qparams = _quantize_groups(rows.reshape(groups, -1).float(), qparams)
+    return _channels_first(q.view(rows.shape)), qparams
+
+
+def group_norm_silu_quantize(
+    x, num_groups, weight, bias, eps=1e-5, *, x2=None, silu=True, qparams=None
+):
+    """GroupNorm, SiLU and quantisation, see :func:`tfq.ops.group_norm_silu_quantize`."""
+    rows = _channels_last(x)
+    if x2 is not None:
+        rows = torch.cat([rows, _channels_last(x2)], dim=-1)
+    batch, channels = rows.shape[0], rows.shape[-1]
+    grouped = rows.double().view(batch, -1, num_groups, channels // num_groups)
+    variance, mean = torch.var_mean(grouped, dim=(1, 3), correction=0, keepdim=True)
+    normal = ((grouped - mean) / (variance + eps).sqrt()).view(batch, -1, channels)
+    y = normal * weight.double().view(-1, 1, channels) + bias.double().view(-1, 1, channels)
+    if silu:
+        y = F.silu(y)
+    q, qparams = _quantize_groups(y.float().view(batch, -1), qparams)
+    return _channels_first(q.view(rows.shape)), qparams
+
+
+def layer_norm_quantize(x, weight, bias, eps=1e-5, *, qparams=None):
+    """LayerNorm and quantisation, see :func:`tfq.ops.layer_norm_quantize`."""
+    channels = x.shape[-1]
+    weight, bias = (None if v is None else v.double() for v in (weight, bias))
+    y = F.layer_norm(x.double(), (channels,), weight, bias, eps).float()
+    return _quantize_tokens(y, qparams)
+
+
+def geglu_quantize(x, *, qparams=None):
+    """``value * gelu(gate)`` of ``x = [value | gate]`` and quantisation, see the native one."""
+    value, gate = x.double().chunk(2, dim=-1)
+    return _quantize_tokens((value * F.gelu(gate)).float(), qparams)
+
+
+def temporal_gather(table, rows):
+    """``table[rows]``, see :func:`tfq.ops.temporal_gather`."""
+    outside = ((rows < 0) | (rows >= table.shape[0])).nonzero().flatten()
+    if outside.numel():
+        first = int(outside[0])
+        raise ValueError(
+            f"temporal_gather: rows must be in [0, {table.shape[0]}), got rows[{first}] = "
+            f"{int(rows[first])}"
+        )
+    return table[rows]
+
+
+def gemm_s8(
+    x, qparams, weight, weight_scale, weight_sum, bias=None, *, temporal=None, residual=None,
+    out_dtype=torch.float32, out_qparams=None,
+):  # fmt: skip
+    """Linear layer on uint8 activations, see :func:`tfq.ops.gemm_s8`."""
+    n, k = weight_scale.shape[0], x.shape[-1]
+    rows = x.reshape(-1, k)
+    acc = rows.double() @ unpack_weight(weight, (n, k)).double().T
+    acc = acc - _per_row(qparams[:, 2:], len(rows)).double() * weight_sum
+    out = _epilogue(acc, qparams, weight_scale, bias, temporal, residual, out_dtype, out_qparams)
+    return out.view(*x.shape[:-1], n)
+
+
+def conv2d_s8(
+    x, qparams, weight, weight_scale, weight_sum, bias=None, *, kernel_size, stride=1, padding=0,
+    upsample=1, temporal=None, residual=None, out_dtype=torch.float32, out_qparams=None,
+):  # fmt: skip
+    """2-D convolution on uint8 images, see :func:`tfq.ops.conv2d_s8`."""
+    kernel, stride, (top, bottom, left, right) = normalize_padding(kernel_size, stride, padding)
+    n, channels = weight_scale.shape[0], x.shape[1]
+    centred = x.double() - qparams[:, 2].double().view(-1, 1, 1, 1)
+    centred = centred.repeat_interleave(upsample, 2).repeat_interleave(upsample, 3)
+    centred = F.pad(centred, (left, right, top, bottom))
+    kernels = unpack_weight(weight, (n, channels, *kernel)).double()
+    images = F.conv2d(centred, kernels, stride=stride).permute(0, 2, 3, 1)
+    if residual is not None:
+        residual = _channels_last(residual)
+    out = _epilogue(
+        images.reshape(-1, n), qparams, weight_scale, bias, temporal, residual, out_dtype, out_qparams
+    )
+    return _channels_first(out.view(images.shape))
+
+
+def _epilogue(acc, qparams, weight_scale, bias, temporal, residual, out_dtype, out_qparams):
+    """What follows the exact integer product `acc`, float64 ``(rows, n)`` without zero-points."""
+    rows = acc.shape[0]
+    scale = _per_row(qparams[:, :1], rows) * weight_scale
+    offset = torch.zeros_like(weight_scale) if bias is None else bias
+    if temporal is not None:
+        offset = offset + _per_row(temporal, rows)
+    y = _fma(acc.float(), scale, offset)
+    if residual is not None:
+        y = y + residual.reshape(y.shape).float()
+    if out_dtype is torch.uint8:
+        return _quantize_values(y, _per_row(out_qparams, rows))
+    return y.to(out_dtype)
+
+
+def _fma(a, b, c):
+    """Fused multiply-add of float32 tensors: ``a * b + c`` rounded once.
+
+    The product is exact in float64. The sum is made round-to-odd by its error term (TwoSum), and a
+    value rounded to odd with two spare bits rounds to float32 as the exact value would.
+    """
+    product, c = a.double() * b.double(), c.double()
+    total = product + c
+    product_part = total - c
+    error = (product - product_part) + (c - (total - product_part))
+    even = total.view(torch.int64) & 1 == 0
+    towards = torch.copysign(torch.full_like(total, torch.inf), error)
+    inexact = (error != 0) & total.isfinite()
+    return torch.where(inexact & even, torch.nextafter(total, towards), total).float()
+
+
+def _per_row(values, rows):
+    """One row of `values` (groups, width) for each of `rows`; a single group is left to broadcast."""
+    groups = values.shape[0]
+    return values if groups == 1 else values.repeat_interleave(rows // groups, dim=0)
+
+
+def _quantize_values(x, qparams):
+    """``clamp(round(x * r) + z, 0, 255)`` with NaN -> z; `x` (rows, n), `qparams` (rows or 1, 3)."""
+    r, z = qparams[:, 1:2], qparams[:, 2:3]
+    scaled = (x * r).nan_to_num(nan=0, posinf=torch.inf, neginf=-torch.inf)
+    return (scaled.clamp(-z, 255 - z).round() + z).to(torch.uint8)
+
+
+def _quantize_groups(x, qparams):
+    """Quantise float32 `x` (groups, size), by each group's own range where `qparams` is None."""
+    if qparams is None:
+        # 0 is in every range, so a NaN that counts as 0 does not count.
+        values = F.pad(x.nan_to_num(nan=0, posinf=torch.inf, neginf=-torch.inf), (0, 1))
+        qparams = qparams_from_range(values.amin(1), values.amax(1))
+    return _quantize_values(x, qparams), qparams
+
+
+def _quantize_tokens(y, qparams):
+    """Quantise `y` (..., channels) with a group per token, or with equal runs of tokens."""
+    tokens = y.reshape(-1, y.shape[-1])
+    groups = len(tokens) if qparams is None else qparams.shape[0]
+    q, qparams = _quantize_groups(tokens.view(groups, -1), qparams)
+    return q.view(y.shape), qparams
+
+
+def _channels_last(x):
+    return x.permute(0, 2, 3, 1) if x.dim() == 4 else x
+
+
+def _channels_first(x):
+    return x.permute(0, 3, 1, 2) if x.dim() == 4 else x

@@ -1,0 +1,140 @@
+"""What a converted model is made of: which kernel runs each layer, and what it costs in accuracy."""
+
+import html
+import json
+import pathlib
+
+from tfq import nn as quantized
+from tfq._ext import _C
+
+_FORMATS = (".json", ".html", ".png")
+
+
+class Report:
+    """Result of :func:`report`; ``str()`` is a table."""
+
+    def __init__(self, values):
+        self._values = values
+
+    def to_dict(self):
+        """``{native_mac_share, weight_bytes, layers, temporal}``, JSON-serialisable.
+
+        ``layers`` is a list of ``{name, type, path, reason, macs, weight_bits, range, error}``: path is
+        the kernel family that runs the layer ("conv2d_s8", "gemm_s8", "reference" or "torch"), reason
+        why it stays float, macs its multiply-adds for one image, range how its input is quantised
+        ("timestep", "static", "dynamic", "dynamic per token"), error the relative L2 error of its
+        weights. ``native_mac_share`` is over the multiply-adds of all Conv2d and Linear layers.
+        ``temporal`` is ``{mode, mean_error, max_error, chosen_tib_share}``: relative L2 error of the
+        temporal features to the float model's.
+        """
+        return self._values
+
+    def save(self, path):
+        """Write the report as ``.json``, ``.html`` or ``.png``, by the suffix of `path`."""
+        path = pathlib.Path(path)
+        if path.suffix == ".json":
+            path.write_text(json.dumps(self._values, indent=2))
+        elif path.suffix == ".html":
+            path.write_text(self._html())
+        elif path.suffix == ".png":
+            self._draw().save(path)
+        else:
+            raise ValueError(f"Report.save: path must end in {', '.join(_FORMATS)}, got {str(path)!r}")
+
+    def _summary(self):
+        values, temporal = self._values, self._values["temporal"]
+        native = sum(layer["path"] != "torch" for layer in values["layers"])
+        return (
+            f"native multiply-adds {100 * values['native_mac_share']:.2f} %, {native} of "
+            f"{len(values['layers'])} layers, {values['weight_bytes'] / 1e6:.2f} MB; temporal "
+            f"{temporal['mode']}, error mean {temporal['mean_error']:.3g} max {temporal['max_error']:.3g}"
+        )
+
+    def _rows(self):
+        header = ("layer", "type", "path", "range", "MMAC", "weight error", "reason")
+        rows = [
+            (
+                layer["name"], layer["type"], layer["path"], layer["range"] or "",
+                f"{layer['macs'] / 1e6:.2f}", "" if layer["error"] is None else f"{layer['error']:.4f}",
+                layer["reason"],
+            )
+            for layer in self._values["layers"]
+        ]  # fmt: skip
+        return [header, *rows]
+
+    def __str__(self):
+        rows = self._rows()
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+        return "\n".join([self._summary(), "", *lines])
+
+    def _html(self):
+        header, *rows = [[html.escape(cell) for cell in row] for row in self._rows()]
+        cells = "".join("<tr>" + "".join(f"<td>{c}</td>" for c in row) + "</tr>\n" for row in rows)
+        head = "".join(f"<th>{c}</th>" for c in header)
+        return (
+            "<!doctype html><meta charset='utf-8'><title>tfq report</title>\n"
+            "<style>body{font:14px sans-serif;margin:2em}td,th{padding:2px 10px;text-align:left}"
+            "tr:nth-child(even){background:#f2f2f2}</style>\n"
+            f"<h1>tfq report</h1><p>{html.escape(self._summary())}</p>\n<table><tr>{head}</tr>\n{cells}</table>\n"
+        )
+
+    def _draw(self):
+        from PIL import Image, ImageDraw, ImageFont
+
+        text, font = str(self), ImageFont.load_default()
+        box = ImageDraw.Draw(Image.new("L", (1, 1))).multiline_textbbox((0, 0), text, font=font)
+        image = Image.new("RGB", (int(box[2]) + 40, int(box[3]) + 40), "white")
+        ImageDraw.Draw(image).multiline_text((20, 20), text, fill="black", font=font)
+        return image
+
+
+def report(unet):
+    """Report on a model converted by :func:`tfq.convert`.
+
+    Returns
+    -------
+    Report
+    """
+    conversion = getattr(unet, "_tfq_conversion", None)
+    if conversion is None:
+        raise TypeError(f"report: needs a model converted by tfq.convert, got a {type(unet).__name__}")
+    modules = dict(unet.named_modules())
+    layers = [_layer(modules.get(entry[0]), *entry) for entry in conversion.layers]
+    total = sum(layer["macs"] for layer in layers)
+    native = sum(layer["macs"] for layer in layers if layer["path"] in ("conv2d_s8", "gemm_s8"))
+    errors = conversion.temporal_errors
+    return Report(
+        {
+            "native_mac_share": native / total if total else 0.0,
+            "weight_bytes": weight_bytes(unet),
+            "layers": layers,
+            "temporal": {
+                "mode": conversion.config.temporal,
+                "mean_error": sum(errors) / len(errors) if errors else 0.0,
+                "max_error": max(errors, default=0.0),
+                "chosen_tib_share": None,
+            },
+            "isa": _C.isa(),
+        }
+    )
+
+
+def weight_bytes(module):
+    """Bytes of all parameters and buffers of a module, shared storage counted once."""
+    tensors = {t.data_ptr(): t for t in [*module.parameters(), *module.buffers()] if t.numel()}
+    return sum(t.numel() * t.element_size() for t in tensors.values())
+
+
+def _layer(module, name, kind, reason, macs, error):
+    converted = isinstance(module, (quantized.Linear, quantized.Conv2d, quantized.ShortcutConv2d))
+    path, range_ = "torch", None
+    if converted:
+        is_conv = isinstance(module, quantized.Conv2d)
+        path = "conv2d_s8" if is_conv else "gemm_s8"
+        path = path if module.backend == "native" else "reference"
+        range_ = "dynamic per token" if module.input.per_token else module.input.mode
+    return {
+        "name": name, "type": kind, "path": path, "reason": reason, "macs": macs,
+        "weight_bits": 8 if converted else 32, "range": range_, "error": error,
+    }  # fmt: skip
