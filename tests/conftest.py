@@ -71,7 +71,9 @@ class GuardedTorch:
 
     def empty(self, shape, *, dtype, memory_format=torch.contiguous_format):
         shape = torch.Size([shape] if isinstance(shape, int) else shape)
-        buffer = torch.full(((shape.numel() + 2 * GUARD) * dtype.itemsize,), SENTINEL, dtype=torch.uint8)
+        buffer = torch.full(
+            ((shape.numel() + 2 * GUARD) * dtype.itemsize,), SENTINEL, dtype=torch.uint8
+        )
         elements = buffer.view(dtype)[GUARD : GUARD + shape.numel()]
         self.allocations.append((buffer, GUARD * dtype.itemsize))
         if memory_format is torch.channels_last:

@@ -36,7 +36,11 @@ def unaligned(tensor, elements=1):
 def random_images(batch, channels, height, width, dtype=torch.uint8):
     """channels_last images: all of uint8, or normal floats."""
     shape = (batch, height, width, channels)
-    nhwc = torch.randint(0, 256, shape, dtype=dtype) if dtype is torch.uint8 else torch.randn(shape).to(dtype)
+    nhwc = (
+        torch.randint(0, 256, shape, dtype=dtype)
+        if dtype is torch.uint8
+        else torch.randn(shape).to(dtype)
+    )
     return nhwc.permute(0, 3, 1, 2)
 
 
@@ -81,7 +85,9 @@ def group_norm_operands(shape, dtype=torch.float32, per_sample=False):
     batch, channels, channels2, height, width, num_groups = shape
     total = channels + channels2
     spread = uniform((1, total, 1, 1), 0.2, 3)
-    x = random_images(batch, total, height, width, torch.float32) * spread + torch.randn(1, total, 1, 1)
+    x = random_images(batch, total, height, width, torch.float32) * spread + torch.randn(
+        1, total, 1, 1
+    )
     x = x.to(dtype)
     affine = (batch, total) if per_sample else (total,)
     return {

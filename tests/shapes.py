@@ -35,7 +35,13 @@ UNET_CONVS = [
 KERNELS = [1, 3, 5, (2, 3)]
 STRIDES = [1, 2, (2, 1)]
 PADDINGS = [0, 1, (0, 1), (0, 1, 0, 1), (2, 0, 1, 3)]
-IMAGES = [(1, 1, 5, 7, 3), (2, 3, 6, 5, 17), (3, 16, 4, 9, 33), (2, 65, 5, 5, 70), (1, 32, 1, 3, 16)]
+IMAGES = [
+    (1, 1, 5, 7, 3),
+    (2, 3, 6, 5, 17),
+    (3, 16, 4, 9, 33),
+    (2, 65, 5, 5, 70),
+    (1, 32, 1, 3, 16),
+]
 
 
 def _fits(image, kernel, padding, upsample):
@@ -52,8 +58,8 @@ def awkward_convs():
         yield (*image, kernel, stride, padding, upsample)
 
 
-# (batch, channels, channels2, height, width, num_groups); channels2 > 0 is a skip connection. In the
-# third and the last a group straddles the seam.
+# (batch, channels, channels2, height, width, num_groups); channels2 > 0 is a skip connection, and
+# with (17, 15), (1280, 640) or (640, 320) channels a group straddles the seam.
 GROUP_NORMS = [
     (1, 32, 0, 5, 7, 8),
     (2, 33, 0, 3, 3, 11),

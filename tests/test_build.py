@@ -11,7 +11,16 @@ from tfq._ext import _C
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 MODULE = _C.__file__
-MAX_LINES = {".py": 400, ".cpp": 600, ".cu": 600, ".h": 600, ".cuh": 600, ".inc": 600, ".cmake": 400, ".txt": 400}
+MAX_LINES = {
+    ".py": 400,
+    ".cpp": 600,
+    ".cu": 600,
+    ".h": 600,
+    ".cuh": 600,
+    ".inc": 600,
+    ".cmake": 400,
+    ".txt": 400,
+}
 SOURCE_FOLDERS = ("tfq", "csrc", "cmake", "bench", "tests")
 
 # Registers and (with the VEX and EVEX prefix) instructions the x86-64 baseline does not have.
@@ -43,7 +52,9 @@ def test_exports_only_its_entry_point():
 def functions_by_address():
     """(source file, name) of each function; no file for one that was linked for all of them."""
     functions, file = {}, None
-    for line in run("readelf", "--wide", "--symbols", MODULE).partition("'.symtab'")[2].splitlines():
+    for line in (
+        run("readelf", "--wide", "--symbols", MODULE).partition("'.symtab'")[2].splitlines()
+    ):
         match line.split():
             case [_, _, _, "FILE", _, _, _, *name]:
                 file = name[0] if name else None
@@ -69,20 +80,24 @@ def functions_beyond_baseline():
 def test_instructions_stay_in_the_files_of_their_level():
     """Code compiled for an instruction set, but linked for everybody, crashes older machines.
 
-    That happens to whatever has external linkage (a template of the standard library, an inline function
-    of a shared header) and is compiled in one of the files with instruction-set flags.
+    That happens to whatever has external linkage (a template of the standard library, an inline
+    function of a shared header) and is compiled in one of the files with instruction-set flags.
     """
     functions = functions_by_address()
     if not any(file in ISA_FILES for file, _ in functions.values()):
         pytest.skip("the module is stripped")
-    found = {functions.get(address, (None, hex(address))) for address in functions_beyond_baseline()}
+    found = {
+        functions.get(address, (None, hex(address))) for address in functions_beyond_baseline()
+    }
     assert {file for file, _ in found} >= ISA_FILES, "a level has no code"
     assert sorted(name for file, name in found if file not in ISA_FILES) == []
 
 
 @pytest.mark.parametrize("folder", SOURCE_FOLDERS)
 def test_file_sizes(folder):
-    files = [path for path in (ROOT / folder).rglob("*") if path.suffix in MAX_LINES and path.is_file()]
+    files = [
+        path for path in (ROOT / folder).rglob("*") if path.suffix in MAX_LINES and path.is_file()
+    ]
     assert files, f"no source files in {folder}"
     too_long = {
         str(path.relative_to(ROOT)): lines

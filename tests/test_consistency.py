@@ -1,5 +1,6 @@
 """Identical bits on every level, thread count, batch split, alignment and call."""
 
+import concurrent.futures
 import os
 import subprocess
 import sys
@@ -22,8 +23,16 @@ from tfq import ops
 from tfq._ext import _C
 
 IMAGE_CASES = {
-    "conv2d_s8": [(4, 40, 9, 8, 70, 3, 1, 1, 1), (3, 64, 16, 16, 96, 3, 2, 1, 1), (4, 32, 6, 6, 48, 1, 1, 0, 1)],
-    "group_norm_silu_quantize": [(4, 96, 32, 16, 16, 32), (3, 37, 20, 5, 9, 3), (5, 320, 0, 16, 16, 32)],
+    "conv2d_s8": [
+        (4, 40, 9, 8, 70, 3, 1, 1, 1),
+        (3, 64, 16, 16, 96, 3, 2, 1, 1),
+        (4, 32, 6, 6, 48, 1, 1, 0, 1),
+    ],
+    "group_norm_silu_quantize": [
+        (4, 96, 32, 16, 16, 32),
+        (3, 37, 20, 5, 9, 3),
+        (5, 320, 0, 16, 16, 32),
+    ],
     "quantize": [(4, 33, 9, 7), (3, 320, 32, 32)],
 }
 ROW_CASES = {
@@ -31,7 +40,12 @@ ROW_CASES = {
     "layer_norm_quantize": [(200, 768), (1024, 320), (7, 4099)],
     "geglu_quantize": [(200, 640), (33, 2560), (5, 4099)],
 }
-CASES = [(name, shape) for cases in (IMAGE_CASES, ROW_CASES) for name, shapes in cases.items() for shape in shapes]
+CASES = [
+    (name, shape)
+    for cases in (IMAGE_CASES, ROW_CASES)
+    for name, shapes in cases.items()
+    for shape in shapes
+]
 
 
 def build(name, shape):
@@ -83,7 +97,9 @@ def test_levels(level, name, shape):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.uint8], ids=str)
-@pytest.mark.parametrize("name, shape", [("conv2d_s8", IMAGE_CASES["conv2d_s8"][0]), ("gemm_s8", (154, 77, 130))])
+@pytest.mark.parametrize(
+    "name, shape", [("conv2d_s8", IMAGE_CASES["conv2d_s8"][0]), ("gemm_s8", (154, 77, 130))]
+)
 def test_levels_with_other_outputs(level, name, shape, dtype):
     operands = build(name, shape) | {"out_dtype": dtype}
     operands["out_qparams"] = random_qparams(operands["qparams"].shape[0])
@@ -133,6 +149,16 @@ def test_repeated_calls(isa, name, shape):
             assert torch.equal(value, copies[key]), f"{key} was changed"
 
 
+def test_concurrent_callers(isa):
+    """The GIL is released and scratch memory is per thread: callers do not disturb each other."""
+    jobs = [(name, build(name, shape)) for name, shape in CASES]
+    expected = [call(*job) for job in jobs]
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda job: call(*job), jobs * 3))
+    for i, result in enumerate(results):
+        assert_all_same(result, expected[i % len(jobs)], jobs[i % len(jobs)][0])
+
+
 # Inputs that end where readable memory ends: a kernel that reads past them dies.
 AT_THE_END_OF_MEMORY = """
     import ctypes, mmap, sys
@@ -154,7 +180,8 @@ AT_THE_END_OF_MEMORY = """
         last = ctypes.c_void_p(buffer.data_ptr() + pages * PAGE)
         assert libc.mprotect(last, PAGE, 0) == 0
         elements = buffer[pages * PAGE - size : pages * PAGE].view(tensor.dtype)
-        return elements.as_strided(tensor.shape, tensor.stride(), elements.storage_offset()).copy_(tensor)
+        start = elements.storage_offset()
+        return elements.as_strided(tensor.shape, tensor.stride(), start).copy_(tensor)
 
     torch.manual_seed({seed})
     sizes = range(1, 98, 3)
@@ -180,8 +207,14 @@ AT_THE_END_OF_MEMORY = """
 
 
 def test_nothing_is_read_past_the_inputs(seed):
-    script = textwrap.dedent(AT_THE_END_OF_MEMORY).format(tests=os.path.dirname(__file__), seed=seed)
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
+    script = textwrap.dedent(AT_THE_END_OF_MEMORY).format(
+        tests=os.path.dirname(__file__), seed=seed
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=300
+    )
     lines = done.stdout.splitlines()
-    assert done.returncode == 0, f"after {lines[-1:]}: exit {done.returncode}\n{done.stderr[-2000:]}"
+    assert done.returncode == 0, (
+        f"after {lines[-1:]}: exit {done.returncode}\n{done.stderr[-2000:]}"
+    )
     assert lines[-1] == "all read"

@@ -54,7 +54,11 @@ def test_each_image_has_its_own_parameters(isa):
     operands = conv_operands((3, 24, 5, 5, 20, 3, 1, 1, 1))
     together = check(operands)
     for i in range(3):
-        alone = {**operands, "x": operands["x"][i : i + 1], "qparams": operands["qparams"][i : i + 1]}
+        alone = {
+            **operands,
+            "x": operands["x"][i : i + 1],
+            "qparams": operands["qparams"][i : i + 1],
+        }
         assert_same_bits(ops.conv2d_s8(**alone), together[i : i + 1])
     operands["qparams"] = operands["qparams"][:1]
     check(operands, "one row for all images")
@@ -84,7 +88,9 @@ def test_strided_tables(isa):
     check(operands)
 
 
-@pytest.mark.parametrize("shape", [SMALL, (1, 64, 5, 5, 33, 1, 1, 0, 1), (1, 64, 5, 5, 33, 3, 2, 1, 1)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [SMALL, (1, 64, 5, 5, 33, 1, 1, 0, 1), (1, 64, 5, 5, 33, 3, 2, 1, 1)], ids=str
+)
 def test_unaligned_operands(isa, shape):
     operands = conv_operands(shape)
     expected = reference.conv2d_s8(**operands)

@@ -83,7 +83,11 @@ def test_unaligned_operands(isa, k):
 @pytest.mark.parametrize("zero_point", [0, 128, 255])
 def test_extreme_values(isa, k, zero_point):
     for value in (0, 255):
-        weight = torch.tensor([127, -127, 0], dtype=torch.int8).repeat_interleave(6)[:, None].repeat(1, k)
+        weight = (
+            torch.tensor([127, -127, 0], dtype=torch.int8)
+            .repeat_interleave(6)[:, None]
+            .repeat(1, k)
+        )
         weight[-1, ::2] = 127
         weight[-1, 1::2] = -127
         packed, weight_sum = ops.pack_weight(weight)
@@ -115,12 +119,16 @@ def test_values_float32_cannot_hold(isa):
     operands = gemm_operands(16, 16, 4096)
     operands["x"].fill_(255)
     operands["qparams"][:, 2] = 3
-    packed, operands["weight_sum"] = ops.pack_weight(torch.randint(60, 128, (16, 4096), dtype=torch.int8))
+    packed, operands["weight_sum"] = ops.pack_weight(
+        torch.randint(60, 128, (16, 4096), dtype=torch.int8)
+    )
     operands["weight"] = packed
     check(operands)
 
 
-@pytest.mark.parametrize("shape", [(0, 33, 64), (0, 1, 1), (1, 1, 1), (1, 97, 1), (5, 1, 200)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(0, 33, 64), (0, 1, 1), (1, 1, 1), (1, 97, 1), (5, 1, 200)], ids=str
+)
 def test_degenerate_shapes(isa, shape):
     check(gemm_operands(*shape))
 
@@ -133,7 +141,9 @@ def test_more_dimensions(isa):
     assert_same_bits(ops.gemm_s8(**operands), flat.view(2, 12, 10))
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (16, 64), (17, 65), (50, 200), (3, 5, 3, 3), (33, 64, 1, 1)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(1, 1), (16, 64), (17, 65), (50, 200), (3, 5, 3, 3), (33, 64, 1, 1)], ids=str
+)
 def test_packing(shape):
     weight = torch.randint(-127, 128, shape, dtype=torch.int8)
     packed, weight_sum = ops.pack_weight(weight)

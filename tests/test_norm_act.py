@@ -2,7 +2,7 @@
 
 The statistics and the exponential of a kernel are float32, those of the reference float64: see
 tolerance.py for what may differ. Dynamic parameters are compared first, and the integers with the
-kernel's own parameters, because a zero-point on the other side of a rounding boundary shifts them all.
+kernel's own parameters: a zero-point on the other side of a rounding boundary shifts them all.
 """
 
 import pytest
@@ -88,13 +88,17 @@ def test_group_norm_of_tokens(isa):
 def test_two_sources_equal_their_concatenation(isa):
     operands = group_norm_operands((2, 40, 24, 6, 5, 8))
     q, qparams = ops.group_norm_silu_quantize(**operands)
-    whole = torch.cat([operands["x"], operands.pop("x2")], 1).contiguous(memory_format=torch.channels_last)
+    whole = torch.cat([operands["x"], operands.pop("x2")], 1).contiguous(
+        memory_format=torch.channels_last
+    )
     q_whole, qparams_whole = ops.group_norm_silu_quantize(**{**operands, "x": whole})
     assert_same_bits(q, q_whole)
     assert_same_bits(qparams, qparams_whole)
 
 
-@pytest.mark.parametrize("mean, deviation", [(100.0, 1.0), (-50.0, 1.0), (0.0, 1e-4), (0.0, 1e4), (0.0, 0.0)])
+@pytest.mark.parametrize(
+    "mean, deviation", [(100.0, 1.0), (-50.0, 1.0), (0.0, 1e-4), (0.0, 1e4), (0.0, 0.0)]
+)
 def test_group_norm_of_shifted_values(isa, mean, deviation):
     operands = group_norm_operands((2, 32, 0, 16, 16, 4))
     operands["x"] = operands["x"] * deviation + mean
@@ -118,7 +122,9 @@ def test_layer_norm_without_affine_map(isa, absent):
     check("layer_norm_quantize", layer_norm_operands(20, 75) | dict.fromkeys(absent))
 
 
-@pytest.mark.parametrize("mean, deviation", [(100.0, 1.0), (-3e3, 1.0), (0.0, 1e-4), (0.0, 1e4), (5.0, 0.0)])
+@pytest.mark.parametrize(
+    "mean, deviation", [(100.0, 1.0), (-3e3, 1.0), (0.0, 1e-4), (0.0, 1e4), (5.0, 0.0)]
+)
 def test_layer_norm_of_shifted_values(isa, mean, deviation):
     operands = layer_norm_operands(16, 320)
     operands["x"] = torch.randn(16, 320) * deviation + mean
@@ -147,12 +153,14 @@ def test_geglu(isa, shape, dtype):
 
 def test_geglu_of_every_width(isa):
     for size in SIZES:
-        check("geglu_quantize", {"x": torch.randn(5, 2 * size)}, f"{size} channels")
+        x = torch.randn(5, 2, size)
+        x[:, :, 0] = 1  # no range made of GELU's tail alone, whose relative error is larger
+        check("geglu_quantize", {"x": x.flatten(1)}, f"{size} channels")
 
 
 @pytest.mark.parametrize("name", ["silu", "gelu"])
 def test_activation_over_its_whole_range(isa, name):
-    """The activation of a ramp that ends far in its tails, quantised at a fine scale piece by piece."""
+    """The activation of a ramp that ends far in its tails, quantised at several scales."""
     ramp = uniform((1, 4096), -20, 20).sort().values
     ramp[0, :6] = torch.tensor([-1e4, -200.0, -104.0, -88.0, -87.0, -50.0])
     ramp[0, -4:] = torch.tensor([50.0, 87.0, 88.5, 1e4])
@@ -161,7 +169,12 @@ def test_activation_over_its_whole_range(isa, name):
     else:
         # With weight 0 the norm returns its bias.
         operation = "group_norm_silu_quantize"
-        operands = {"x": ramp.view(1, 1, 4096), "num_groups": 4096, "weight": torch.zeros(4096), "bias": ramp[0]}
+        operands = {
+            "x": ramp.view(1, 1, 4096),
+            "num_groups": 4096,
+            "weight": torch.zeros(4096),
+            "bias": ramp[0],
+        }
     for scale, zero_point in ((1e-3, 250), (1e-2, 20), (0.08, 0)):
         qparams = torch.tensor([[scale, 1 / scale, zero_point]])
         q, _ = getattr(ops, operation)(**operands, qparams=qparams)

@@ -15,8 +15,14 @@ from tfq import reference
 def rounded_to_float32(value):
     """The float32 nearest to a Fraction, ties to even."""
     guess = np.float32(float(value))
-    candidates = [np.nextafter(guess, np.float32(-np.inf)), guess, np.nextafter(guess, np.float32(np.inf))]
-    return min(candidates, key=lambda c: (abs(Fraction(float(c)) - value), int(c.view(np.uint32)) & 1))
+    candidates = [
+        np.nextafter(guess, np.float32(-np.inf)),
+        guess,
+        np.nextafter(guess, np.float32(np.inf)),
+    ]
+    return min(
+        candidates, key=lambda c: (abs(Fraction(float(c)) - value), int(c.view(np.uint32)) & 1)
+    )
 
 
 def test_fma_rounds_once():
@@ -25,10 +31,15 @@ def test_fma_rounds_once():
     c = torch.randn(4000) * 2.0 ** torch.randint(-40, 20, (4000,))
     c[::4] = -(a[::4] * b[::4])  # nearly everything cancels
     c[1::4] = a[1::4] * b[1::4] * 2.0**-25  # close to half a unit of the last place
-    exact = [Fraction(float(x)) * Fraction(float(y)) + Fraction(float(z)) for x, y, z in zip(a, b, c, strict=True)]
+    exact = [
+        Fraction(float(x)) * Fraction(float(y)) + Fraction(float(z))
+        for x, y, z in zip(a, b, c, strict=True)
+    ]
     expected = torch.tensor([rounded_to_float32(v) for v in exact])
     assert_same_bits(reference._fma(a, b, c), expected)
-    assert not torch.equal(a * b + c, expected), "these operands do not tell an fma from two roundings"
+    assert not torch.equal(a * b + c, expected), (
+        "these operands do not tell an fma from two roundings"
+    )
 
 
 def test_fma_at_a_double_rounding():
@@ -39,7 +50,9 @@ def test_fma_at_a_double_rounding():
     assert one.item() == 1.0
     y = reference._fma(torch.tensor([2.0**-24]), product_low, torch.tensor([1.0]))
     assert y.item() == 1.0 + 2.0**-23
-    y = reference._fma(torch.tensor([1.0 + 2.0**-12]), torch.tensor([1.0 + 2.0**-12]), torch.tensor([-1.0]))
+    y = reference._fma(
+        torch.tensor([1.0 + 2.0**-12]), torch.tensor([1.0 + 2.0**-12]), torch.tensor([-1.0])
+    )
     assert y.item() == 2.0**-11 + 2.0**-24
 
 
@@ -68,7 +81,9 @@ def test_conv_against_dequantised_torch(padding, upsample):
     real = F.interpolate(real, scale_factor=upsample, mode="nearest")
     top, bottom, left, right = (padding,) * 4 if isinstance(padding, int) else padding
     scaled = weight * operands["weight_scale"].double().view(-1, 1, 1, 1)
-    expected = F.conv2d(F.pad(real, (left, right, top, bottom)), scaled, operands["bias"].double(), stride=2)
+    expected = F.conv2d(
+        F.pad(real, (left, right, top, bottom)), scaled, operands["bias"].double(), stride=2
+    )
     actual = reference.conv2d_s8(**operands)
     torch.testing.assert_close(actual.double(), expected, rtol=1e-5, atol=1e-5)
 
@@ -86,7 +101,11 @@ def test_packed_layout(shape):
     weight = torch.randint(-127, 128, shape, dtype=torch.int8)
     packed, weight_sum = reference.pack_weight(weight)
     rows = weight if weight.dim() == 2 else weight.permute(0, 2, 3, 1).flatten(1)
-    for n, k in ((0, 0), (rows.shape[0] - 1, rows.shape[1] - 1), (rows.shape[0] // 2, rows.shape[1] // 2)):
+    for n, k in (
+        (0, 0),
+        (rows.shape[0] - 1, rows.shape[1] - 1),
+        (rows.shape[0] // 2, rows.shape[1] // 2),
+    ):
         assert packed[n // 16, k // 4, n % 16, k % 4] == rows[n, k]
     assert packed.short().abs().sum() == weight.short().abs().sum()
     assert torch.equal(weight_sum.long(), weight.flatten(1).long().sum(1))
@@ -95,7 +114,9 @@ def test_packed_layout(shape):
 
 def test_quantize_by_hand():
     qparams = torch.tensor([[0.5, 2.0, 100.0]])
-    x = torch.tensor([[0.0, 0.25, 0.75, -0.25, 1.0, 77.5, 78.0, -50.0, -50.5, torch.nan, 1e30, -torch.inf]])
+    x = torch.tensor(
+        [[0.0, 0.25, 0.75, -0.25, 1.0, 77.5, 78.0, -50.0, -50.5, torch.nan, 1e30, -torch.inf]]
+    )
     q, _ = reference.quantize(x, qparams)
     assert q.tolist() == [[100, 100, 102, 100, 102, 255, 255, 0, 0, 100, 255, 0]]
 

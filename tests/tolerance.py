@@ -2,10 +2,11 @@
 
 import torch
 
-# A norm, SiLU or GELU in float32 against float64: one step next to a rounding boundary.
-MAX_OFF_BY_ONE_SHARE = 1e-3
-# Of a range found in float32: the error of its two ends.
-QPARAMS_RELATIVE = 16 * torch.finfo(torch.float32).eps
+# A norm, SiLU or GELU in float32 against float64: one step next to a rounding boundary. The design
+# allows 1e-3; the CPU kernels stay below 1e-4 (1e-5 where the mean is not many deviations from 0).
+MAX_OFF_BY_ONE_SHARE = 1e-4
+# Of a range found in float32: the error of its two ends. Seen: 3 eps.
+QPARAMS_RELATIVE = 8 * torch.finfo(torch.float32).eps
 
 
 def assert_same_bits(actual, expected, context=""):
@@ -18,8 +19,8 @@ def assert_same_bits(actual, expected, context=""):
     if bool(differs.any()):
         index = tuple(differs.nonzero()[0].tolist())
         raise AssertionError(
-            f"{context}: {int(differs.sum())} of {differs.numel()} values differ, first at {index}: "
-            f"{actual[index].item()!r} instead of {expected[index].item()!r}"
+            f"{context}: {int(differs.sum())} of {differs.numel()} values differ, first at "
+            f"{index}: {actual[index].item()!r} instead of {expected[index].item()!r}"
         )
 
 

@@ -15,6 +15,7 @@ from diffusers.utils.torch_utils import apply_freeu
 from torch.nn import functional as F
 
 from tfq.attention import AttnProcessor
+from tfq.nn import ShortcutConv2d
 
 _ASYMMETRIC_PADDING = (0, 1, 0, 1)
 
@@ -56,6 +57,12 @@ class ResnetBlock2D(resnet.ResnetBlock2D):
             embedding = self.nonlinearity(embedding)
         return self.fold_feature(self.time_emb_proj(embedding)).float()
 
+    def _shortcut(self, x, skip):
+        if isinstance(self.conv_shortcut, ShortcutConv2d):
+            return self.conv_shortcut(x, skip)
+        joined = x if skip is None else torch.cat([x, skip], dim=1)
+        return joined if self.conv_shortcut is None else _channels_last(self.conv_shortcut(joined))
+
     def forward(self, input_tensor, temb=None, skip=None):
         """Images ``(batch, c, h, w)``, a row per image, and optionally the skip half of the input."""
         x = _channels_last(input_tensor)
@@ -68,10 +75,7 @@ class ResnetBlock2D(resnet.ResnetBlock2D):
         q = self.conv1.input.group_norm(self.norm1, x, temb, x2=skip)
         hidden = self.conv1.product(*q, temporal=temporal, out_dtype=x.dtype)
         q = self.conv2.input.group_norm(self.norm2, hidden, temb, affine=affine)
-        if self.conv_shortcut is not None:
-            residual = self.conv_shortcut(x, skip)
-        else:
-            residual = x if skip is None else torch.cat([x, skip], dim=1)
+        residual = self._shortcut(x, skip)
         out = self.conv2.product(*q, residual=residual, out_dtype=x.dtype)
         return out if self.output_scale_factor == 1 else out / self.output_scale_factor
 

@@ -215,11 +215,8 @@ class Lowering:
     def _is_fusable_resnet(self, name, block):
         if type(block) is not resnet.ResnetBlock2D:
             return False
-        layers = [f"{name}.conv1", f"{name}.conv2"]
-        if block.conv_shortcut is not None:
-            layers.append(f"{name}.conv_shortcut")
         return (
-            self._has(*layers)
+            self._has(f"{name}.conv1", f"{name}.conv2")
             and isinstance(block.nonlinearity, nn.SiLU)
             and _is_affine_group_norm(block.norm1)
             and _is_affine_group_norm(block.norm2)

@@ -1,12 +1,12 @@
 """The operations of :mod:`tfq.ops` in plain torch: slow, obvious, and the specification.
 
-Same names, arguments and integers as :mod:`tfq.ops`. Tests compare every kernel with these functions,
-and ``backend="reference"`` runs a model on them. Arguments are not checked here.
+Same names, arguments and integers as :mod:`tfq.ops`. Tests compare every kernel with these
+functions, and ``backend="reference"`` runs a model on them. Arguments are not checked here.
 
 Integer sums are taken in float64, which is exact below 2**53. The line that leaves the integers,
 ``y = fma(f32(sum), f32(s * weight_scale), f32(bias + temporal))``, gives the bits of a fused
 multiply-add. Norms, SiLU and GELU are evaluated in float64 and rounded once, so a kernel working in
-float32 may differ from them by one quantisation step where a value lies next to a rounding boundary.
+float32 may differ by one quantisation step where a value lies next to a rounding boundary.
 """
 
 import torch
@@ -58,7 +58,7 @@ def pack_weight(weight):
 
 
 def unpack_weight(packed, shape):
-    """Inverse of :func:`pack_weight`: int8 of the given `shape`, ``(n, k)`` or 4-D as a Conv2d's."""
+    """Undo :func:`pack_weight`: int8 of the given `shape`, ``(n, k)`` or 4-D as a Conv2d's."""
     n, k = shape[0], torch.Size(shape[1:]).numel()
     panels, quads = packed.shape[:2]
     rows = packed.transpose(1, 2).reshape(panels * PANEL_COLUMNS, quads * QUAD)[:n, :k]
@@ -173,13 +173,20 @@ def conv2d_s8(
     if residual is not None:
         residual = _channels_last(residual)
     out = _epilogue(
-        images.reshape(-1, n), qparams, weight_scale, bias, temporal, residual, out_dtype, out_qparams
+        images.reshape(-1, n),
+        qparams,
+        weight_scale,
+        bias,
+        temporal,
+        residual,
+        out_dtype,
+        out_qparams,
     )
     return _channels_first(out.view(images.shape))
 
 
 def _epilogue(acc, qparams, weight_scale, bias, temporal, residual, out_dtype, out_qparams):
-    """What follows the exact integer product `acc`, float64 ``(rows, n)`` without zero-points."""
+    """Apply what follows the integer product `acc`, float64 (rows, n) without zero-points."""
     rows = acc.shape[0]
     scale = _per_row(qparams[:, :1], rows) * weight_scale
     offset = torch.zeros_like(weight_scale) if bias is None else bias
@@ -210,13 +217,13 @@ def _fma(a, b, c):
 
 
 def _per_row(values, rows):
-    """One row of `values` (groups, width) for each of `rows`; a single group is left to broadcast."""
+    """Repeat the rows of `values` (groups, width) to `rows`; a single one is left to broadcast."""
     groups = values.shape[0]
     return values if groups == 1 else values.repeat_interleave(rows // groups, dim=0)
 
 
 def _quantize_values(x, qparams):
-    """``clamp(round(x * r) + z, 0, 255)`` with NaN -> z; `x` (rows, n), `qparams` (rows or 1, 3)."""
+    """Return ``clamp(round(x * r) + z, 0, 255)``, z for NaN; a row of `qparams` per row of `x`."""
     r, z = qparams[:, 1:2], qparams[:, 2:3]
     scaled = (x * r).nan_to_num(nan=0, posinf=torch.inf, neginf=-torch.inf)
     return (scaled.clamp(-z, 255 - z).round() + z).to(torch.uint8)

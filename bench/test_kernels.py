@@ -1,0 +1,116 @@
+"""Every operation of tfq.ops over UNet shapes: ``pytest bench --benchmark-only``.
+
+Weights and activations are random. Rates are of the median call: GOP/s of the integer product (a
+multiplication and an addition count as two), GB/s of bytes that have to be read and written once.
+``--benchmark-json=FILE`` keeps everything; compare two files with pytest-benchmark's own command.
+"""
+
+import pytest
+import torch
+import unet_shapes as shapes
+from kernel_operands import conv_case, linear_case, random_images
+
+from tfq import ops
+from tfq._ext import _C
+
+SD15, DDPM = ("sd15", 1), ("ddpm_cifar", 4)  # model and batch
+
+
+def cases(*groups):
+    """pytest parameters (shape, batch) with an id that says model, batch and shape."""
+    return [
+        pytest.param(shape, batch, id=f"{model}-b{batch}-{label(shape)}")
+        for (model, batch), group in groups
+        for shape in group
+    ]
+
+
+def label(shape):
+    return str(shape) if hasattr(shape, "operations") else "x".join(map(str, shape))
+
+
+def measure(benchmark, call, *, operations=0, moved_bytes=0):
+    """Run the benchmark and add its rate to ``extra_info``."""
+    benchmark.extra_info.update(
+        data="random weights and activations", isa=_C.isa(), threads=torch.get_num_threads()
+    )
+    benchmark(call)
+    if benchmark.stats is None:  # --benchmark-disable
+        return
+    seconds = benchmark.stats.stats.median
+    if operations:
+        benchmark.extra_info["gop_per_s"] = round(operations / seconds / 1e9, 1)
+    if moved_bytes:
+        benchmark.extra_info["gb_per_s"] = round(moved_bytes / seconds / 1e9, 2)
+
+
+@pytest.mark.benchmark(group="conv2d_s8")
+@pytest.mark.parametrize(
+    "shape, batch", cases((SD15, shapes.SD15_CONVS), (DDPM, shapes.DDPM_CONVS))
+)
+def test_conv2d_s8(benchmark, shape, batch):
+    operands, _ = conv_case(shape, batch)
+    measure(benchmark, lambda: ops.conv2d_s8(**operands), operations=shape.operations(batch))
+
+
+@pytest.mark.benchmark(group="gemm_s8")
+@pytest.mark.parametrize(
+    "shape, batch", cases((SD15, shapes.SD15_LINEARS), (DDPM, shapes.DDPM_LINEARS))
+)
+def test_gemm_s8(benchmark, shape, batch):
+    operands, _ = linear_case(shape, batch)
+    measure(benchmark, lambda: ops.gemm_s8(**operands), operations=shape.operations(batch))
+
+
+@pytest.mark.benchmark(group="group_norm_silu_quantize")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "shape, batch", cases((SD15, shapes.SD15_NORMS), (DDPM, shapes.DDPM_NORMS))
+)
+def test_group_norm_silu_quantize(benchmark, shape, batch, dtype):
+    channels, channels2, size = shape
+    total = channels + channels2
+    x = random_images(batch, channels, size, dtype)
+    x2 = random_images(batch, channels2, size, dtype) if channels2 else None
+    weight, bias = torch.ones(total), torch.zeros(total)
+    measure(
+        benchmark,
+        lambda: ops.group_norm_silu_quantize(x, 32, weight, bias, x2=x2),
+        moved_bytes=batch * total * size**2 * (dtype.itemsize + 1),
+    )
+
+
+@pytest.mark.benchmark(group="layer_norm_quantize")
+@pytest.mark.parametrize("shape, batch", cases((SD15, shapes.SD15_LAYER_NORMS)))
+def test_layer_norm_quantize(benchmark, shape, batch):
+    tokens, channels = shape
+    x, weight, bias = torch.randn(batch, *shape), torch.ones(channels), torch.zeros(channels)
+    measure(benchmark, lambda: ops.layer_norm_quantize(x, weight, bias), moved_bytes=x.numel() * 5)
+
+
+@pytest.mark.benchmark(group="geglu_quantize")
+@pytest.mark.parametrize("shape, batch", cases((SD15, shapes.SD15_GEGLUS)))
+def test_geglu_quantize(benchmark, shape, batch):
+    tokens, channels = shape
+    x = torch.randn(batch, tokens, 2 * channels)
+    measure(benchmark, lambda: ops.geglu_quantize(x), moved_bytes=x.numel() * 4 + x.numel() // 2)
+
+
+@pytest.mark.benchmark(group="quantize")
+@pytest.mark.parametrize("ranges", ["static", "dynamic"])
+@pytest.mark.parametrize(
+    "shape, batch", cases((SD15, shapes.SD15_NORMS[:1]), (DDPM, shapes.DDPM_NORMS[:1]))
+)
+def test_quantize(benchmark, shape, batch, ranges):
+    x = random_images(batch, shape[0], shape[2], torch.float32)
+    qparams = torch.tensor([[0.02, 50.0, 128.0]]) if ranges == "static" else None
+    measure(benchmark, lambda: ops.quantize(x, qparams), moved_bytes=x.numel() * 5)
+
+
+@pytest.mark.benchmark(group="temporal_gather")
+@pytest.mark.parametrize("batch", [1, 4])
+def test_temporal_gather(benchmark, batch):
+    table = torch.randn(50, 22 * 1280)
+    rows = torch.arange(batch)
+    moved = batch * table.shape[1] * 8
+    measure(benchmark, lambda: ops.temporal_gather(table, rows), moved_bytes=moved)

@@ -1,0 +1,87 @@
+"""The benchmarks' own code, each with one small shape."""
+
+import doctest
+import json
+import pathlib
+import sys
+
+import pytest
+
+BENCH = pathlib.Path(__file__).resolve().parent.parent / "bench"
+sys.path.append(str(BENCH))
+
+import harness  # noqa: E402
+import kernels_vs_onednn  # noqa: E402
+import machine  # noqa: E402
+import unet_shapes  # noqa: E402
+
+
+def test_alternatives_take_turns():
+    calls = []
+    timings = harness.interleave(
+        {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=3
+    )
+    assert "".join(calls) == "ab" + "aabb" * 3
+    assert [len(timings[name].seconds) for name in "ab"] == [3, 3]
+
+
+def test_statistics():
+    fast, slow = harness.Timing((1.0, 2.0, 3.0)), harness.Timing((2.0, 4.0, 6.0))
+    assert (fast.median, fast.best, fast.iqr) == (2.0, 1.0, 1.0)
+    assert fast.to_dict() == {"median_ms": 2e3, "best_ms": 1e3, "iqr_ms": 1e3, "calls": 3}
+    ratio = harness.paired_ratio(slow, fast)
+    assert (ratio.median, ratio.low, ratio.high) == (2.0, 2.0, 2.0)
+    assert str(ratio) == "2.00 [2.00, 2.00]"
+    with pytest.raises(ValueError):
+        harness.paired_ratio(slow, harness.Timing((1.0,)))
+
+
+def test_harness_example():
+    assert doctest.testmod(harness).failed == 0
+
+
+def test_table(capsys):
+    harness.print_table(["shape", "ms"], [["a", "1.25"], ["long name", "10.5"]])
+    assert capsys.readouterr().out == "shape        ms\na          1.25\nlong name  10.5\n"
+
+
+@pytest.mark.parametrize(
+    "cpu, level, expected",
+    [
+        ("Intel(R) Xeon(R) Processor", "amx", "xeon-amx-4c"),
+        ("AMD EPYC 9B14", "avx512vnni", "epyc-vnni-4c"),
+        ("13th Gen Intel(R) Core(TM) i7-1370P", "avx2", "core-avx2-4c"),
+        ("unknown", "scalar", "cpu-scalar-4c"),
+    ],
+)
+def test_machine_names(cpu, level, expected):
+    assert machine.slug({"cpu": cpu, "isa": level, "cores": 4}) == expected
+
+
+def test_results_say_where_they_come_from(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "BENCH", tmp_path)
+    facts = machine.facts()
+    path = machine.write_results("kernels", facts, [{"shape": "x"}])
+    assert path == tmp_path / "results" / machine.slug(facts) / "kernels.json"
+    written = json.loads(path.read_text())
+    assert written["results"] == [{"shape": "x"}]
+    assert {"cpu", "isa", "threads", "versions", "load", "load_after"} <= written["machine"].keys()
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        unet_shapes.Conv(32, 48, 8),
+        unet_shapes.Conv(32, 16, 8, stride=2),
+        unet_shapes.Linear(24, 40, 64),
+    ],
+    ids=str,
+)
+def test_kernels_against_onednn(shape):
+    try:
+        row = kernels_vs_onednn.compare(shape, batch=2, seconds=0.01)
+    except (AttributeError, NotImplementedError) as error:
+        pytest.skip(f"this torch has no oneDNN INT8 operators: {error}")
+    assert row["relative_difference"] <= kernels_vs_onednn.TOLERANCE
+    assert len(kernels_vs_onednn.table_row(row)) == 8
+    assert kernels_vs_onednn.totals([row], 2)["tfq"] == row["tfq"]["median_ms"]
