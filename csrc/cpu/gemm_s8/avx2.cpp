@@ -1,11 +1,11 @@
-// Block kernel, AVX2: up to 6 rows x 16 columns.
+// Block kernel, AVX2: up to 5 rows x 16 columns.
 //
 // VPMADDUBSW would saturate (255 * 127 * 2 > 32,767), so both operands are widened to 16 bits and
 // VPMADDWD, which cannot, multiplies pairs (Intel SDM volume 2; two a cycle). A quad of k of 4 columns
 // becomes one vector of 16 int16; its int32 sums come in pairs per column that are added at the end.
 // The rows are widened once per block, into a buffer on the stack a slice of k at a time; weights once
-// per 6 rows. Registers: 12 accumulators (6 rows x 8 columns), 2 weights, 1 broadcast; the 16 columns of
-// a panel are two passes over the slice.
+// per 5 rows. Registers: 10 accumulators (5 rows x 8 columns), 2 weights, 1 broadcast, 2 products; the 16
+// columns of a panel are two passes over the slice. (Six rows spill with GCC 12, and lose a third.)
 #include <cstring>
 
 #include "cpu/gemm_s8/gemm_s8.h"
@@ -18,9 +18,9 @@ namespace {
 // Without it GCC keeps the accumulators in memory.
 #define TFQ_UNROLL _Pragma("GCC unroll 8")
 
-constexpr int kRows = 6;
+constexpr int kRows = 5;
 constexpr int64_t kSliceBlocks = 16;
-constexpr int64_t kSlice = kSliceBlocks * kBlockK;  // values of k widened at a time: 12 KiB for 6 rows
+constexpr int64_t kSlice = kSliceBlocks * kBlockK;  // values of k widened at a time: 10 KiB for 5 rows
 constexpr int64_t kHalfPanel = kPanelColumns / 2;
 
 void widen(const uint8_t* a, int64_t count, int16_t* out) {
@@ -75,14 +75,13 @@ void block_of(const GemmBlock& p) {
 }
 
 using BlockFn = void (*)(const GemmBlock&);
-constexpr BlockFn kByRows[kRows] = {block_of<1>, block_of<2>, block_of<3>,
-                                    block_of<4>, block_of<5>, block_of<6>};
+constexpr BlockFn kByRows[kRows] = {block_of<1>, block_of<2>, block_of<3>, block_of<4>, block_of<5>};
 
 void block(const GemmBlock& p) { kByRows[p.rows - 1](p); }
 
 }  // namespace
 
-extern const gemm_s8_kernel gemm_s8_6x16_avx2;
-const gemm_s8_kernel gemm_s8_6x16_avx2 = {kRows, kPanelColumns, 1, nullptr, nullptr, block};
+extern const gemm_s8_kernel gemm_s8_5x16_avx2;
+const gemm_s8_kernel gemm_s8_5x16_avx2 = {kRows, kPanelColumns, 1, nullptr, nullptr, block};
 
 }  // namespace tfq::cpu

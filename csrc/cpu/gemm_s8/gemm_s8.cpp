@@ -2,6 +2,8 @@
 // over all of k into an int32 block that stays in L1, and the epilogue stores it.
 #include "cpu/gemm_s8/gemm_s8.h"
 
+#include <unistd.h>
+
 #include <cstring>
 
 #include "common/math.h"
@@ -15,6 +17,15 @@ namespace {
 
 constexpr int kAccSlot = 0;
 constexpr int kRowsSlot = 1;
+
+int64_t l2_bytes() {
+  constexpr int64_t kFallback = 1 << 20;
+  static const int64_t bytes = [] {
+    const long size = sysconf(_SC_LEVEL2_CACHE_SIZE);
+    return size > 0 ? static_cast<int64_t>(size) : kFallback;
+  }();
+  return bytes;
+}
 
 struct Problem {
   const RowSource& source;
@@ -47,22 +58,33 @@ Rows fetch_rows(const Problem& p, Range rows) {
   return {copy, stride};
 }
 
-void run_task(const Problem& p, Range rows, Range columns) {
+void run_block(const Problem& p, const Rows& a, int64_t first_row, Range rows, Range columns, int32_t* acc) {
+  const int64_t panel_bytes = packed_panel_bytes(p.k);
+  const int64_t row_count = rows.end - rows.begin, column_count = columns.end - columns.begin;
+  p.kernel.block({a.data + (rows.begin - first_row) * a.stride, a.stride, row_count,
+                  p.weight + columns.begin / kPanelColumns * panel_bytes, panel_bytes,
+                  ceil_div(column_count, kPanelColumns), packed_k(p.k) / kBlockK, acc});
+  p.store.store({acc, p.kernel.columns, rows.begin, row_count, columns.begin, column_count, p.n},
+                p.epilogue);
+}
+
+void run_task(const Problem& p, Range rows, Range columns, bool rows_outermost) {
   const gemm_s8_kernel& kernel = p.kernel;
   const Rows a = fetch_rows(p, rows);
   auto* acc = static_cast<int32_t*>(
       thread_scratch(kAccSlot, static_cast<size_t>(kernel.rows * kernel.columns) * sizeof(int32_t)));
-  const int64_t panel_bytes = packed_panel_bytes(p.k);
+  const auto block = [&](int64_t row, int64_t column) {
+    run_block(p, a, rows.begin, {row, min_of(rows.end, row + kernel.rows)},
+              {column, min_of(columns.end, column + kernel.columns)}, acc);
+  };
   if (kernel.begin != nullptr) kernel.begin();
-  for (int64_t column = columns.begin; column < columns.end; column += kernel.columns) {
-    const int64_t block_columns = min_of(kernel.columns, columns.end - column);
-    for (int64_t row = rows.begin; row < rows.end; row += kernel.rows) {
-      const int64_t block_rows = min_of(kernel.rows, rows.end - row);
-      kernel.block({a.data + (row - rows.begin) * a.stride, a.stride, block_rows,
-                    p.weight + column / kPanelColumns * panel_bytes, panel_bytes,
-                    ceil_div(block_columns, kPanelColumns), packed_k(p.k) / kBlockK, acc});
-      p.store.store({acc, kernel.columns, row, block_rows, column, block_columns, p.n}, p.epilogue);
-    }
+  if (rows_outermost) {
+    for (int64_t row = rows.begin; row < rows.end; row += kernel.rows)
+      for (int64_t column = columns.begin; column < columns.end; column += kernel.columns)
+        block(row, column);
+  } else {
+    for (int64_t column = columns.begin; column < columns.end; column += kernel.columns)
+      for (int64_t row = rows.begin; row < rows.end; row += kernel.rows) block(row, column);
   }
   if (kernel.end != nullptr) kernel.end();
 }
@@ -83,15 +105,15 @@ void run_gemm(const RowSource& source, int64_t m, int64_t n, int64_t k, const in
   if (m == 0 || n == 0) return;
   const Level level = active_level();
   const Problem problem{source, m, n, k, weight, epilogue, select_gemm_s8(level), select_epilogue(level)};
-  const GemmSchedule schedule = schedule_gemm(m, n, packed_k(k), problem.kernel.rows,
-                                              problem.kernel.columns, num_threads());
+  const GemmSchedule schedule = schedule_gemm(
+      m, n, packed_k(k), {problem.kernel.rows, problem.kernel.columns, num_threads(), l2_bytes()});
   const int64_t row_tasks = ceil_div(m, schedule.task_rows);
   const int64_t column_tasks = ceil_div(n, schedule.task_columns);
   parallel_for(row_tasks * column_tasks, [&](int64_t task) {
     const int64_t row = task / column_tasks * schedule.task_rows;
     const int64_t column = task % column_tasks * schedule.task_columns;
     run_task(problem, {row, min_of(m, row + schedule.task_rows)},
-             {column, min_of(n, column + schedule.task_columns)});
+             {column, min_of(n, column + schedule.task_columns)}, schedule.rows_outermost);
   });
 }
 
