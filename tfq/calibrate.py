@@ -15,6 +15,7 @@ from tfq.quantizer import QPARAMS_WIDTH
 from tfq.shapes import example_inputs
 
 _LEVELS = 255
+_STEP_ARGUMENTS = ("model_output", "timestep", "sample")
 
 
 class RangeRecorder:
@@ -52,11 +53,17 @@ def qparams_from_range(low, high):
 def check_scheduler(scheduler, num_inference_steps):
     """A private copy of `scheduler` with its timesteps set; raises if it does not fit."""
     for method in ("set_timesteps", "step"):
-        if not callable(getattr(scheduler, method, None)):
+        if isinstance(scheduler, type) or not callable(getattr(scheduler, method, None)):
             raise TypeError(
                 f"convert: scheduler must be a diffusers scheduler with {method}(), got "
-                f"{type(scheduler).__name__}"
+                f"{getattr(scheduler, '__name__', type(scheduler).__name__)}"
             )
+    needed = [p.name for p in inspect.signature(scheduler.step).parameters.values() if p.default is p.empty]
+    if needed != list(_STEP_ARGUMENTS):
+        raise ValueError(
+            f"convert: scheduler must have step({', '.join(_STEP_ARGUMENTS)}), but "
+            f"{type(scheduler).__name__}.step needs {', '.join(needed)}"
+        )
     if isinstance(num_inference_steps, bool) or not isinstance(num_inference_steps, int):
         raise TypeError(
             f"convert: num_inference_steps must be an int, got {type(num_inference_steps).__name__} "
@@ -74,6 +81,11 @@ def check_scheduler(scheduler, num_inference_steps):
     return scheduler
 
 
+def _reads_variance(scheduler):
+    """Whether the second half of the channels is for the scheduler (a learned variance)."""
+    return getattr(scheduler.config, "variance_type", None) in ("learned", "learned_range")
+
+
 def run_trajectory(unet, scheduler, num_inference_steps, images, seed):
     """Sample `images` images once with a copy of the scheduler; every UNet call is a calibration call."""
     scheduler = check_scheduler(scheduler, num_inference_steps)
@@ -87,8 +99,8 @@ def run_trajectory(unet, scheduler, num_inference_steps, images, seed):
         if hasattr(scheduler, "scale_model_input"):
             scaled = scheduler.scale_model_input(sample, timestep)
         output = unet(**{**inputs, "sample": scaled.to(unet.dtype), "timestep": timestep}).sample.float()
-        if output.shape[1] == 2 * sample.shape[1]:
-            output = output.chunk(2, dim=1)[0] if "variance" not in step_arguments else output
+        if output.shape[1] == 2 * sample.shape[1] and not _reads_variance(scheduler):
+            output = output.chunk(2, dim=1)[0]
         sample = scheduler.step(output, timestep, sample, **extra).prev_sample
 
 

@@ -1,6 +1,7 @@
 """The conversion of a model, in place and all or nothing."""
 
 import dataclasses
+import inspect
 
 import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
@@ -29,18 +30,24 @@ class Conversion:
 class CheckInputs:
     """Forward pre-hook of a converted UNet: inputs the kernels cannot take raise here, by name."""
 
-    def __init__(self, in_channels):
-        self.in_channels = in_channels
+    def __init__(self, model):
+        self.in_channels = model.config.in_channels
+        self.names = tuple(inspect.signature(type(model).forward).parameters)[1:]
 
     def __call__(self, module, args, kwargs):
-        """Check ``sample``."""
-        sample = kwargs["sample"] if "sample" in kwargs else args[0]
+        """Check ``sample``, and that no input requires grad."""
+        inputs = {**dict(zip(self.names, args, strict=False)), **kwargs}
+        if "sample" not in inputs:
+            return  # forward itself says what is missing
+        sample = inputs["sample"]
         if not isinstance(sample, torch.Tensor):
             raise TypeError(f"UNet: sample must be a tensor, got {type(sample).__name__}")
-        if sample.requires_grad:
-            raise ValueError(
-                "UNet: sample requires grad, but a converted model is inference-only; pass sample.detach()"
-            )
+        for name, value in inputs.items():
+            if isinstance(value, torch.Tensor) and value.requires_grad:
+                raise ValueError(
+                    f"UNet: {name} requires grad, but a converted model is inference-only; "
+                    f"pass {name}.detach()"
+                )
         if sample.dim() != 4 or sample.shape[1] != self.in_channels:
             raise ValueError(
                 f"UNet: sample must be (batch, {self.in_channels}, height, width), got "
@@ -172,6 +179,12 @@ def _resolve_ranges(model, config, scheduler, calibration):
                 "convert: the model needs encoder_hidden_states: pass calibration= or "
                 "convert(pipe, prompts=...)"
             )
+        inputs, outputs = model.config.in_channels, model.config.out_channels
+        if not has_data and outputs not in (inputs, 2 * inputs):
+            raise ValueError(
+                f"convert: the model turns {inputs} channels into {outputs} and cannot sample on its "
+                f"own: pass calibration="
+            )
     if config.drop_tib and ranges == "dynamic" and scheduler is None:
         raise ValueError("convert: drop_tib=True needs scheduler= or calibration= to know the timesteps")
     return ranges
@@ -190,7 +203,7 @@ def _convert(model, config, scheduler, steps, calibration, ranges, undo):
     float_weights = {plan.name: plan.module.weight.detach() for plan in plans if not plan.reason}
     float_features = _FloatFeatures(model)
     quantizers = Lowering(model, config, plans, skip_sources, undo).run()
-    hook = model.register_forward_pre_hook(CheckInputs(model.config.in_channels), with_kwargs=True)
+    hook = model.register_forward_pre_hook(CheckInputs(model), with_kwargs=True)
     undo.add(hook.remove)
 
     embedding = model.time_embedding
@@ -208,7 +221,7 @@ def _convert(model, config, scheduler, steps, calibration, ranges, undo):
         timesteps = calibrate.check_scheduler(scheduler, steps).timesteps.float().unique()
         embedding.set_rows(timesteps, torch.cat([embedding.compute_rows(t[None]) for t in timesteps]))
 
-    probes = embedding.values.tolist() or _PROBE_TIMESTEPS
+    probes = embedding.values.tolist() or float_features.probes()
     errors = [e for t in probes for e in float_features.errors(embedding, torch.tensor([t]))]
     modules = dict(model.named_modules())
     layers = [
@@ -243,6 +256,7 @@ class _FloatFeatures:
 
     def __init__(self, model):
         self.time_proj, self.embedding = model.time_proj, model.time_embedding
+        self.embed_act = getattr(model, "time_embed_act", None)
         modules = dict(model.named_modules())
         blocks = temporal.temporal_blocks(model)["blocks"]
         self.blocks = {
@@ -251,13 +265,24 @@ class _FloatFeatures:
             if hasattr(modules[block["block"]], "time_emb_proj")
         }
 
+    def probes(self):
+        """Timesteps at which to measure the error where no table says."""
+        known = getattr(self.time_proj, "num_embeddings", None)
+        return [t for t in _PROBE_TIMESTEPS if known is None or t < known]
+
     def errors(self, embedding, timestep):
         """Relative error of each folded feature of a converted model's row for one timestep."""
         if not embedding.slots:
             return []
         row = embedding(temporal.encode_timesteps(timestep))
         dtype = next(self.embedding.parameters()).dtype
-        embedded = self.embedding(self.time_proj(timestep).to(dtype))
+        learned = isinstance(self.time_proj, nn.Embedding)
+        sinusoid = self.time_proj(timestep.long() if learned else timestep)
+        embedded = self.embedding(sinusoid.to(dtype))
+        if self.embed_act is not None:
+            embedded = self.embed_act(embedded)
+        if not torch.isfinite(embedded).all():
+            return []  # a Fourier projection of timestep 0 takes its logarithm
         errors = []
         for name, slot in embedding.slots:
             block, projection = self.blocks[name]

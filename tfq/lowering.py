@@ -84,9 +84,11 @@ class Undo:
 
 def plan_layers(unet, config):
     """Decide for every Conv2d and Linear of a float UNet; returns a list of :class:`LayerPlan`."""
-    temporal_names = set()
-    for block in temporal.temporal_blocks(unet)["blocks"]:
-        temporal_names.add(block["name"])
+    partition = temporal.temporal_blocks(unet)
+    temporal_names = {block["name"] for block in partition["blocks"]}
+    temporal_reason = "temporal block: folded" if config.temporal == "fold" else "temporal block: float"
+    if partition["conditions"]:
+        temporal_reason = f"temporal block: float, as {', '.join(partition['conditions'])} joins it"
     kept = {
         "conv_in": "first convolution: kept float",
         "conv_out": "last convolution: kept float",
@@ -104,7 +106,7 @@ def plan_layers(unet, config):
         if name in kept:
             reason = kept[name]
         elif name in temporal_names:
-            reason = "temporal block: folded" if config.temporal == "fold" else "temporal block: float"
+            reason = temporal_reason
         elif name.split(".")[0] in boundary:
             reason = "time or condition embedding: kept float"
         elif any(name == n or name.startswith(n + ".") for n in config.modules_to_not_convert):
@@ -295,17 +297,22 @@ class Lowering:
         unet, undo = self.unet, self.undo
         width = self.layout.width
         embedding = temporal.TemporalEmbedding(
-            unet.time_proj, unet.time_embedding, self.layout, features, self.partition, self.needs_embedding
-        )
+            unet.time_proj, unet.time_embedding, self.layout, features, self.partition,
+            self.needs_embedding, getattr(unet, "time_embed_act", None),
+        )  # fmt: skip
         for block in fused:
             undo.set_attribute(block, "row_width", width)
             if block.feature_slot is not None:
                 undo.set_child(block, "time_emb_proj", None)
-        timestep_classes = getattr(unet.config, "class_embed_type", None) == "timestep"
         for name in ("class_embedding", "add_embedding"):
-            if isinstance(getattr(unet, name, None), nn.Module):
-                time_proj = unet.time_proj if name == "class_embedding" and timestep_classes else None
-                padded = temporal.RowCondition(getattr(unet, name), width, time_proj)
+            condition = getattr(unet, name, None)
+            if isinstance(condition, nn.Module):
+                is_class = name == "class_embedding"
+                timesteps = is_class and unet.config.get("class_embed_type") == "timestep"
+                joined = is_class and unet.config.get("class_embeddings_concat")
+                padded = temporal.RowCondition(
+                    condition, 0 if joined else width, unet.time_proj if timesteps else None
+                )
                 undo.set_child(unet, name, padded)
         if isinstance(getattr(unet, "time_embed_act", None), nn.Module):
             undo.set_child(unet, "time_embed_act", temporal.RowActivation(unet.time_embed_act, width))

@@ -137,9 +137,13 @@ class TemporalEmbedding(nn.Module):
         What :func:`temporal_blocks` returned for the float model.
     keep_embedding : bool
         Append the time embedding to the row, for modules that read it.
+    embed_act : nn.Module, optional
+        What the model applies to the time embedding before any block reads it.
     """
 
-    def __init__(self, time_proj, embedding, layout, features, partition, keep_embedding):
+    def __init__(
+        self, time_proj, embedding, layout, features, partition, keep_embedding, embed_act=None
+    ):
         super().__init__()
         self.partition = partition
         self.width = layout.width
@@ -149,6 +153,7 @@ class TemporalEmbedding(nn.Module):
         self.folds = [block.fold_feature for _, _, block in features]
         self.time_proj = time_proj
         self.embedding = embedding
+        self.embed_act = embed_act
         self.activations = nn.ModuleList(
             nn.Identity() if block.skip_time_act else block.nonlinearity for _, _, block in features
         )
@@ -168,13 +173,15 @@ class TemporalEmbedding(nn.Module):
     def _run(module, x, *args):
         # The kept block is stored in float16 once rows exist, and computed in float32.
         parameters = {name: tensor.float() for name, tensor in module.state_dict().items()}
-        return functional_call(module, parameters, (x.float(), *[a for a in args if a is not None]))
+        inputs = [a.float() for a in (x, *args) if a is not None]
+        return functional_call(module, parameters, tuple(inputs))
 
     def features(self, values, condition=None):
         """Temporal features of float32 timesteps ``(batch,)``: list of ``(batch, width)``, in float."""
         embedded = self.embed(values, condition)
+        active = embedded if self.embed_act is None else self.embed_act(embedded)
         return [
-            self._run(projection, activation(embedded))
+            self._run(projection, activation(active))
             for activation, projection in zip(self.activations, self.projections, strict=True)
         ], embedded
 

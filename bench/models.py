@@ -1,0 +1,83 @@
+"""The UNets that whole-model benchmarks run."""
+
+import importlib.util
+import pathlib
+
+import torch
+from diffusers import DDIMScheduler, UNet2DConditionModel, UNet2DModel
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+# Trained models too large for the project, beside its checkout.
+SHARED_MODELS = ROOT.parent / "shared" / "models"
+
+# Configuration of google/ddpm-cifar10-32.
+DDPM_CIFAR10 = dict(
+    sample_size=32,
+    in_channels=3,
+    out_channels=3,
+    layers_per_block=2,
+    block_out_channels=(128, 256, 256, 256),
+    down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
+    up_block_types=("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+    downsample_padding=0,
+    flip_sin_to_cos=False,
+    freq_shift=1,
+    norm_eps=1e-6,
+    attention_head_dim=None,
+)
+
+# Configuration of stable-diffusion-v1-5's UNet.
+SD15 = dict(
+    sample_size=64,
+    block_out_channels=(320, 640, 1280, 1280),
+    cross_attention_dim=768,
+    attention_head_dim=8,
+)
+
+
+def random_weights(name):
+    """(UNet, scheduler) of a published configuration with random weights: for speed only."""
+    torch.manual_seed(0)
+    if name == "ddpm-cifar10":
+        return UNet2DModel(**DDPM_CIFAR10).eval(), DDIMScheduler()
+    return UNet2DConditionModel(**SD15).eval(), DDIMScheduler()
+
+
+def fashion32():
+    """(UNet, scheduler) of the model embedded in the package: trained on Fashion-MNIST."""
+    from tfq.demo.model import load_model
+
+    return load_model()
+
+
+def animeface64():
+    """(UNet, scheduler) of the trained 64x64 DDPM, or None where it is not at hand."""
+    path = SHARED_MODELS / "animeface64" / "load.py"
+    if not path.exists():
+        return None
+    spec = importlib.util.spec_from_file_location("animeface64", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    # Spacing "trailing" starts at pure noise, where any error is divided by a vanishing alpha.
+    scheduler = DDIMScheduler.from_config(
+        module.scheduler("ddim").config, timestep_spacing="leading"
+    )
+    return module.load(), scheduler
+
+
+def sample(unet, scheduler, steps, images, seed):
+    """DDIM, eta 0: images in [-1, 1] of ``(images, channels, size, size)``."""
+    generator = torch.Generator().manual_seed(seed)
+    size = unet.config.sample_size
+    x = torch.randn(images, unet.config.in_channels, size, size, generator=generator)
+    scheduler.set_timesteps(steps)
+    with torch.no_grad():
+        for timestep in scheduler.timesteps:
+            x = scheduler.step(unet(x, timestep).sample, timestep, x, eta=0.0).prev_sample
+    return x.clamp(-1, 1)
+
+
+def psnr(images, reference, peak=2.0):
+    """Peak signal-to-noise ratio in dB over all images together."""
+    error = (images - reference).double().pow(2).mean()
+    return float("inf") if error == 0 else (10 * torch.log10(peak**2 / error)).item()
