@@ -101,7 +101,12 @@ def run_trajectory(unet, scheduler, num_inference_steps, images, seed):
         output = unet(**{**inputs, "sample": scaled.to(unet.dtype), "timestep": timestep}).sample.float()
         if output.shape[1] == 2 * sample.shape[1] and not _reads_variance(scheduler):
             output = output.chunk(2, dim=1)[0]
-        sample = scheduler.step(output, timestep, sample, **extra).prev_sample
+        try:
+            sample = scheduler.step(output, timestep, sample, **extra).prev_sample
+        except Exception as error:
+            raise ValueError(
+                f"convert: scheduler {type(scheduler).__name__} does not fit the model: {error}"
+            ) from error
 
 
 def run_calibration(unet, calibration, scheduler, num_inference_steps, config):
