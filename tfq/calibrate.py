@@ -23,6 +23,11 @@ class RangeRecorder:
 
     def __init__(self):
         self.ranges = {}  # (quantizer, timestep) -> (low, high)
+        self._timesteps = set()
+
+    def see(self, embedding, args):
+        """Forward pre-hook of the TemporalEmbedding: notes the timesteps of each call."""
+        self._timesteps.update(temporal.decode_timesteps(args[0]).tolist())
 
     def add(self, quantizer, row, qparams):
         """Record the dynamic parameters ``(batch, 3)`` that belong to the rows of a batch."""
@@ -37,7 +42,7 @@ class RangeRecorder:
     @property
     def timesteps(self):
         """Timesteps seen, ascending."""
-        return sorted({timestep for _, timestep in self.ranges})
+        return sorted(self._timesteps)
 
 
 def qparams_from_range(low, high):

@@ -31,7 +31,7 @@ class CheckInputs:
     """Forward pre-hook of a converted UNet: inputs the kernels cannot take raise here, by name."""
 
     def __init__(self, model):
-        self.in_channels = model.config.in_channels
+        self.in_channels, self.dtype = model.config.in_channels, model.dtype
         self.names = tuple(inspect.signature(type(model).forward).parameters)[1:]
 
     def __call__(self, module, args, kwargs):
@@ -53,8 +53,8 @@ class CheckInputs:
                 f"UNet: sample must be (batch, {self.in_channels}, height, width), got "
                 f"{tuple(sample.shape)}"
             )
-        if sample.dtype is not module.dtype:
-            raise TypeError(f"UNet: sample must be {module.dtype} as the model, got {sample.dtype}")
+        if sample.dtype is not self.dtype:
+            raise TypeError(f"UNet: sample must be {self.dtype} as the model, got {sample.dtype}")
         if sample.device.type != "cpu":
             raise NotImplementedError(
                 f"UNet: sample is on '{sample.device}'; this build of tfq has native kernels for 'cpu' only"
@@ -211,9 +211,11 @@ def _convert(model, config, scheduler, steps, calibration, ranges, undo):
         recorder = calibrate.RangeRecorder()
         for quantizer in quantizers:
             quantizer.recorder = recorder
+        handle = embedding.register_forward_pre_hook(recorder.see)
         try:
             calibrate.run_calibration(model, calibration, scheduler, steps, config)
         finally:
+            handle.remove()
             for quantizer in quantizers:
                 quantizer.recorder = None
         calibrate.install_ranges(embedding, quantizers, recorder, ranges)

@@ -227,7 +227,13 @@ class TemporalEmbedding(nn.Module):
         return self._computed(values, found, condition)
 
     def _computed(self, values, found, condition):
-        rows = self.compute_rows(values, condition)
+        # One row at a time: torch's products differ in the last bits from one batch size to another.
+        if condition is None:
+            unique, index = values.unique(return_inverse=True)
+            rows = torch.cat([self.compute_rows(value) for value in unique.split(1)])[index]
+        else:
+            pairs = zip(values.split(1), condition.split(1), strict=True)
+            rows = torch.cat([self.compute_rows(*pair) for pair in pairs])
         if len(self.values) == 0:
             return rows
         # Ranges of the nearest calibrated timestep; features of the timestep itself.

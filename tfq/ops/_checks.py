@@ -5,6 +5,7 @@ import torch
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.uint8: 2}
 FLOAT_DTYPES = (torch.float32, torch.bfloat16)
 NO_QPARAMS = (0, 0)
+_TENSOR_TYPES = (torch.Tensor, torch.nn.Parameter)
 
 
 def address(tensor):
@@ -13,6 +14,14 @@ def address(tensor):
 
 def require(operation, name, tensor, dtypes, dim=None):
     """Raise unless `tensor` is a CPU tensor of one of `dtypes` (and of `dim` dimensions)."""
+    if (
+        type(tensor) in _TENSOR_TYPES
+        and tensor.is_cpu
+        and tensor.dtype in dtypes
+        and (dim is None or tensor.dim() == dim)
+        and not tensor.requires_grad
+    ):
+        return  # the usual case, before the questions an error message needs
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"{operation}: {name} must be a tensor, got {type(tensor).__name__}")
     if tensor.device.type != "cpu":
@@ -36,11 +45,21 @@ def require(operation, name, tensor, dtypes, dim=None):
         )
 
 
+def require_contiguous(operation, name, tensor):
+    """Raise unless rows of the last dimension follow each other in memory."""
+    _require_format(operation, name, tensor, torch.contiguous_format, "contiguous")
+
+
 def require_dense(operation, name, tensor):
-    channels_last = tensor.dim() == 4
-    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    """Raise unless an image (4-D) is channels_last, or anything else contiguous."""
+    if tensor.dim() == 4:
+        _require_format(operation, name, tensor, torch.channels_last, "torch.channels_last")
+    else:
+        require_contiguous(operation, name, tensor)
+
+
+def _require_format(operation, name, tensor, memory_format, layout):
     if not tensor.is_contiguous(memory_format=memory_format):
-        layout = "torch.channels_last" if channels_last else "contiguous"
         raise ValueError(
             f"{operation}: {name} must be {layout} in memory, got shape {tuple(tensor.shape)} with "
             f"strides {tensor.stride()}"

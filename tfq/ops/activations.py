@@ -9,6 +9,7 @@ from tfq.ops._checks import (
     address,
     dynamic_or_static,
     require,
+    require_contiguous,
     require_dense,
     vector,
 )
@@ -35,7 +36,11 @@ def quantize(x, qparams=None, groups=None):
     """
     require("quantize", "x", x, FLOAT_DTYPES)
     require_dense("quantize", "x", x)
-    groups = (x.shape[0] if groups is None else groups) if qparams is None else qparams.shape[0]
+    if qparams is not None:
+        require("quantize", "qparams", qparams, (torch.float32,), 2)
+        groups = qparams.shape[0]
+    elif groups is None:
+        groups = x.shape[0]
     if groups < 1 or x.numel() % groups:
         raise ValueError(f"quantize: {groups} groups do not divide x of shape {tuple(x.shape)}")
     result, native, _, dynamic = dynamic_or_static("quantize", qparams, groups, x.numel())
@@ -117,7 +122,7 @@ def group_norm_silu_quantize(x, num_groups, weight, bias, eps=1e-5, *, x2=None, 
 
 def _token_rows(name, x, qparams):
     require(name, "x", x, FLOAT_DTYPES)
-    require_dense(name, "x", x if x.dim() != 4 else x.flatten(0, 2))
+    require_contiguous(name, "x", x)
     rows = x.numel() // max(1, x.shape[-1])
     return rows, dynamic_or_static(name, qparams, rows, rows)
 

@@ -12,6 +12,7 @@ from tfq.ops._checks import (
     check_packed,
     native_qparams,
     require,
+    require_contiguous,
     require_dense,
     vector,
 )
@@ -42,14 +43,6 @@ def _epilogue(
                 f"got {tuple(temporal.shape)} with strides {temporal.stride()}"
             )
         rows_per_sample, temporal_stride = max(1, rows // samples), temporal.stride(0)
-    if residual is not None:
-        require(operation, "residual", residual, FLOAT_DTYPES)
-        if residual.shape != out.shape:
-            raise ValueError(
-                f"{operation}: residual must have the output's shape {tuple(out.shape)}, got "
-                f"{tuple(residual.shape)}"
-            )
-        require_dense(operation, "residual", residual)
     return (
         native,
         rows_per_group,
@@ -65,6 +58,18 @@ def _epilogue(
         DTYPE_CODES[out.dtype],
         requant,
     )
+
+
+def _check_residual(operation, residual, out, require_layout):
+    if residual is None:
+        return
+    require(operation, "residual", residual, FLOAT_DTYPES)
+    if residual.shape != out.shape:
+        raise ValueError(
+            f"{operation}: residual must have the output's shape {tuple(out.shape)}, got "
+            f"{tuple(residual.shape)}"
+        )
+    require_layout(operation, "residual", residual)
 
 
 def _out_dtype(operation, dtype):
@@ -108,11 +113,13 @@ def gemm_s8(
     """
     require("gemm_s8", "x", x, (torch.uint8,))
     require("gemm_s8", "weight", weight, (torch.int8,), 4)
-    require_dense("gemm_s8", "x", x.view(-1, x.shape[-1]) if x.is_contiguous() else x)
+    require("gemm_s8", "weight_scale", weight_scale, (torch.float32,), 1)
+    require_contiguous("gemm_s8", "x", x)
     _out_dtype("gemm_s8", out_dtype)
     n, k = weight_scale.shape[0], x.shape[-1]
     check_packed("gemm_s8", weight, n, k)
     out = torch.empty((*x.shape[:-1], n), dtype=out_dtype)
+    _check_residual("gemm_s8", residual, out, require_contiguous)
     rows = x.numel() // k if k else 0
     epilogue = _epilogue(
         "gemm_s8", rows, n, qparams, weight_scale, weight_sum, bias, temporal, residual, out, out_qparams
@@ -147,6 +154,8 @@ def conv2d_s8(
     """
     require("conv2d_s8", "x", x, (torch.uint8,), 4)
     require("conv2d_s8", "weight", weight, (torch.int8,), 4)
+    require("conv2d_s8", "weight_scale", weight_scale, (torch.float32,), 1)
+    require("conv2d_s8", "qparams", qparams, (torch.float32,), 2)
     require_dense("conv2d_s8", "x", x)
     _out_dtype("conv2d_s8", out_dtype)
     batch, channels, height, width = x.shape
@@ -161,6 +170,7 @@ def conv2d_s8(
     if qparams.shape[0] not in (1, batch):
         raise ValueError(f"conv2d_s8: qparams must be (1, 3) or ({batch}, 3), got {tuple(qparams.shape)}")
     out = torch.empty((batch, n, out_h, out_w), dtype=out_dtype, memory_format=torch.channels_last)
+    _check_residual("conv2d_s8", residual, out, require_dense)
     epilogue = _epilogue(
         "conv2d_s8", batch * out_h * out_w, n, qparams, weight_scale, weight_sum, bias, temporal, residual,
         out, out_qparams,

@@ -7,7 +7,7 @@ namespace tfq::cpu {
 
 // One block of the output: rows [row, row + rows) and columns [column, column + columns).
 struct EpilogueBlock {
-  const int32_t* acc;  // (rows, columns) sums
+  const int32_t* acc;  // (rows, columns) sums, readable up to a multiple of 16 columns
   int64_t acc_stride;  // int32 elements between rows
   int64_t row, rows;
   int64_t column, columns;  // columns <= kMaxEpilogueColumns
