@@ -17,6 +17,7 @@ class CMakeBuild(build_ext):
     """Runs the project's CMakeLists.txt instead of setuptools' compiler."""
 
     def build_extension(self, ext):
+        """Configure, build and install `ext` where setuptools wants it."""
         build = pathlib.Path(self.build_temp).resolve()
         target = pathlib.Path(self.get_ext_fullpath(ext.name)).resolve().parent
         build.mkdir(parents=True, exist_ok=True)

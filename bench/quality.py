@@ -1,7 +1,7 @@
 """Quality of a converted model: sampled from the same noise as the float model.
 
-    python bench/quality.py                     # animeface64, DDIM eta 0, 20 steps, 6 images
-    python bench/quality.py --model fashion32 --images 16
+python bench/quality.py                     # animeface64, DDIM eta 0, 20 steps, 6 images
+python bench/quality.py --model fashion32 --images 16
 """
 
 import argparse
@@ -43,7 +43,9 @@ def measure(unet, scheduler, reference, options, calibrated, args):
 
 def main():
     """Run all arms, print the table, write the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--model", choices=("animeface64", "fashion32"), default="animeface64")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--images", type=int, default=6)
@@ -74,7 +76,9 @@ def main():
             for name, r in results.items()
         ],
     )  # fmt: skip
-    path = machine.write_results(f"quality-{args.model}", facts, {"arguments": vars(args), "arms": results})
+    path = machine.write_results(
+        f"quality-{args.model}", facts, {"arguments": vars(args), "arms": results}
+    )
     print(f"written: {path.relative_to(models.ROOT)}")
 
 

@@ -29,11 +29,15 @@ TIMESTEP = 500
 
 def parse_arguments():
     """Command line; separate from main because the environment must be set before torch is imported."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--model", choices=MODELS, default="ddpm-cifar10")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--threads", type=int, default=None)
-    parser.add_argument("--isa", choices=ISA_ENVIRONMENT, default="best", help="cap of every engine")
+    parser.add_argument(
+        "--isa", choices=ISA_ENVIRONMENT, default="best", help="cap of every engine"
+    )
     parser.add_argument("--arms", default="fp32,bf16,tfq,tfq-bf16", help="comma-separated")
     parser.add_argument("--seconds", type=float, default=30.0, help="time to spend on measuring")
     return parser.parse_args()
@@ -46,7 +50,10 @@ def build_arms(names, unet, scheduler, inputs):
     import tfq
 
     def runner(model, dtype):
-        moved = {k: v.to(dtype) if torch.is_tensor(v) and v.is_floating_point() else v for k, v in inputs.items()}
+        moved = {
+            k: v.to(dtype) if torch.is_tensor(v) and v.is_floating_point() else v
+            for k, v in inputs.items()
+        }
         moved["sample"] = moved["sample"].contiguous(memory_format=torch.channels_last)
 
         @torch.no_grad()
@@ -118,7 +125,9 @@ def main():
     outputs = {name: call().float() for name, (call, _) in arms.items()}
     timings = interleave({name: call for name, (call, _) in arms.items()}, seconds=args.seconds)
 
-    fastest = min((n for n in arms if n.startswith("tfq")), key=lambda n: timings[n].median, default=None)
+    fastest = min(
+        (n for n in arms if n.startswith("tfq")), key=lambda n: timings[n].median, default=None
+    )
     rows, results = [], {}
     for name, (_, extra) in arms.items():
         quality = models.psnr(outputs[name], reference, peak=2 * reference.abs().max().item())
@@ -139,7 +148,9 @@ def main():
     )
     print_table(("arm", "median ms", "best ms", "time / tfq", "PSNR dB", "native MACs"), rows)
     name = f"unet-{args.model}-b{args.batch}-t{torch.get_num_threads()}"
-    path = machine.write_results(name, facts, {"arguments": vars(args), "weights": weights, "arms": results})
+    path = machine.write_results(
+        name, facts, {"arguments": vars(args), "weights": weights, "arms": results}
+    )
     print(f"written: {path.relative_to(models.ROOT)}")
 
 

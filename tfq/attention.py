@@ -3,7 +3,9 @@
 import torch
 from diffusers.models.activations import GEGLU
 from diffusers.models.attention import BasicTransformerBlock as FloatBasicTransformerBlock
-from diffusers.models.transformers.transformer_2d import Transformer2DModel as FloatTransformer2DModel
+from diffusers.models.transformers.transformer_2d import (
+    Transformer2DModel as FloatTransformer2DModel,
+)
 from torch.nn import functional as F
 
 from tfq.nn import image_tokens, token_image
@@ -50,7 +52,11 @@ class AttnProcessor:
         dtype = self.compute_dtype or tokens.dtype
         query, key, value = (
             layer.product(*source, out_dtype=dtype).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
-            for layer, source in ((attn.to_q, q_input), (attn.to_k, kv_input), (attn.to_v, kv_input))
+            for layer, source in (
+                (attn.to_q, q_input),
+                (attn.to_k, kv_input),
+                (attn.to_v, kv_input),
+            )
         )
         if attention_mask is not None:
             attention_mask = attention_mask.to(dtype)
@@ -114,7 +120,10 @@ class BasicTransformerBlock(FloatBasicTransformerBlock):
 
     def _is_fusable(self):
         attentions = [a for a in (self.attn1, self.attn2) if a is not None]
-        return all(isinstance(a.processor, AttnProcessor) for a in attentions) and self._chunk_size is None
+        return (
+            all(isinstance(a.processor, AttnProcessor) for a in attentions)
+            and self._chunk_size is None
+        )
 
 
 class Transformer2DModel(FloatTransformer2DModel):

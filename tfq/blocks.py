@@ -143,13 +143,11 @@ def _down(block, hidden_states, temb, attend=None, additional_residuals=None):
 
 def _up(block, hidden_states, skips, temb, attend=None, upsample_size=None):
     """Resnets, each reading the next skip from the end, then the upsamplers."""
-    freeu = [getattr(block, name, None) for name in ("s1", "s2", "b1", "b2")]
+    freeu = {name: getattr(block, name, None) for name in ("s1", "s2", "b1", "b2")}
     for index, layer in enumerate(block.resnets):
         skip, skips = skips[-1], skips[:-1]
-        if all(freeu):
-            hidden_states, skip = apply_freeu(
-                block.resolution_idx, hidden_states, skip, **dict(zip(("s1", "s2", "b1", "b2"), freeu))
-            )
+        if all(freeu.values()):
+            hidden_states, skip = apply_freeu(block.resolution_idx, hidden_states, skip, **freeu)
         if isinstance(layer, ResnetBlock2D):
             hidden_states = layer(hidden_states, temb, skip=skip)
         else:
@@ -195,7 +193,11 @@ class CrossAttnDownBlock2D(unet_blocks.CrossAttnDownBlock2D):
             "encoder_attention_mask": encoder_attention_mask,
         }
         return _down(
-            self, hidden_states, temb, lambda attn, x: _transform(attn, x, kwargs), additional_residuals
+            self,
+            hidden_states,
+            temb,
+            lambda attn, x: _transform(attn, x, kwargs),
+            additional_residuals,
         )
 
 
@@ -217,7 +219,11 @@ class AttnUpBlock2D(unet_blocks.AttnUpBlock2D):
     ):
         """As diffusers' AttnUpBlock2D, with a row for ``temb``."""
         return _up(
-            self, hidden_states, res_hidden_states_tuple, temb, lambda attn, x: _attend(attn, x, temb)
+            self,
+            hidden_states,
+            res_hidden_states_tuple,
+            temb,
+            lambda attn, x: _attend(attn, x, temb),
         )
 
 

@@ -126,8 +126,8 @@ def run_calibration(unet, calibration, scheduler, num_inference_steps, config):
             )
         return
     accepted = set(inspect.signature(type(unet).forward).parameters) - {"self"}
-    count = 0
-    for count, kwargs in enumerate(calibration, start=1):
+    calls = 0
+    for kwargs in calibration:
         if not isinstance(kwargs, dict):
             raise TypeError(
                 f"convert: calibration must yield dicts of the UNet's forward arguments, got "
@@ -140,7 +140,8 @@ def run_calibration(unet, calibration, scheduler, num_inference_steps, config):
                 f"{type(unet).__name__}.forward does not have (it has {', '.join(sorted(accepted))})"
             )
         unet(**kwargs)
-    if count == 0:
+        calls += 1
+    if calls == 0:
         raise ValueError(
             "convert: calibration is empty (or an exhausted generator); it must yield at least one dict "
             "of forward arguments"

@@ -3,11 +3,13 @@
 import dataclasses
 
 import torch
-from diffusers.models import downsampling, resnet, upsampling
 from diffusers.models import attention as float_attention
+from diffusers.models import downsampling, resnet, upsampling
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from diffusers.models.attention_processor import AttnProcessor as FloatAttnProcessor
-from diffusers.models.transformers.transformer_2d import Transformer2DModel as FloatTransformer2DModel
+from diffusers.models.transformers.transformer_2d import (
+    Transformer2DModel as FloatTransformer2DModel,
+)
 from diffusers.models.unets import unet_2d_blocks as unet_blocks
 from torch import nn
 
@@ -54,7 +56,9 @@ class Undo:
     def set_class(self, module, cls):
         """Change a module's class."""
         old, attributes = module.__class__, dict(module.__dict__)
-        self._actions.append(lambda: (module.__dict__.update(attributes), setattr(module, "__class__", old)))
+        self._actions.append(
+            lambda: (module.__dict__.update(attributes), setattr(module, "__class__", old))
+        )
         module.__class__ = cls
 
     def set_attribute(self, module, name, value):
@@ -62,7 +66,11 @@ class Undo:
         missing = name not in module.__dict__
         old = module.__dict__.get(name)
         self._actions.append(
-            lambda: module.__dict__.pop(name, None) if missing else module.__dict__.__setitem__(name, old)
+            lambda: (
+                module.__dict__.pop(name, None)
+                if missing
+                else module.__dict__.__setitem__(name, old)
+            )
         )
         object.__setattr__(module, name, value)
 
@@ -86,7 +94,9 @@ def plan_layers(unet, config):
     """Decide for every Conv2d and Linear of a float UNet; returns a list of :class:`LayerPlan`."""
     partition = temporal.temporal_blocks(unet)
     temporal_names = {block["name"] for block in partition["blocks"]}
-    temporal_reason = "temporal block: folded" if config.temporal == "fold" else "temporal block: float"
+    temporal_reason = (
+        "temporal block: folded" if config.temporal == "fold" else "temporal block: float"
+    )
     if partition["conditions"]:
         temporal_reason = f"temporal block: float, as {', '.join(partition['conditions'])} joins it"
     kept = {
@@ -95,7 +105,13 @@ def plan_layers(unet, config):
     }
     boundary = tuple(
         name
-        for name in ("time_embedding", "class_embedding", "add_embedding", "encoder_hid_proj", "time_proj")
+        for name in (
+            "time_embedding",
+            "class_embedding",
+            "add_embedding",
+            "encoder_hid_proj",
+            "time_proj",
+        )
         if isinstance(getattr(unet, name, None), nn.Module)
     )
     plans = []
@@ -112,7 +128,9 @@ def plan_layers(unet, config):
         elif any(name == n or name.startswith(n + ".") for n in config.modules_to_not_convert):
             reason = "in modules_to_not_convert"
         elif isinstance(module, nn.Linear):
-            reason = "" if type(module) is nn.Linear else f"no kernel for type {type(module).__name__}"
+            reason = (
+                "" if type(module) is nn.Linear else f"no kernel for type {type(module).__name__}"
+            )
         else:
             unsupported = unsupported_conv(module)
             reason = f"no kernel for {unsupported}" if unsupported else ""
@@ -152,7 +170,9 @@ class Lowering:
         unaware = [
             block
             for block in top_level
-            if block is not None and type(block) not in _ROW_BLOCKS and type(block) not in _ROW_PASSING
+            if block is not None
+            and type(block) not in _ROW_BLOCKS
+            and type(block) not in _ROW_PASSING
         ]
         opaque = {id(module) for block in unaware for module in block.modules()}
         aware = {name: module for name, module in modules.items() if id(module) not in opaque}
@@ -203,7 +223,9 @@ class Lowering:
             layer = plan.module
             if name in shortcuts:
                 sources = self.skip_sources.get(shortcuts[name]) if self.config.split_skip else None
-                new = ShortcutConv2d(layer, sources or (layer.in_channels,), name, self.config.backend)
+                new = ShortcutConv2d(
+                    layer, sources or (layer.in_channels,), name, self.config.backend
+                )
             elif isinstance(layer, nn.Conv2d):
                 new = Conv2d.from_float(layer, name, self.config.backend)
             else:
@@ -263,12 +285,16 @@ class Lowering:
         special = ("spatial_norm", "norm_q", "norm_k", "add_k_proj")
         if any(getattr(attn, child, None) is not None for child in special):
             return
-        if attn.norm_cross or not self._has(*(f"{name}.{c}" for c in ("to_q", "to_k", "to_v", "to_out.0"))):
+        if attn.norm_cross or not self._has(
+            *(f"{name}.{c}" for c in ("to_q", "to_k", "to_v", "to_out.0"))
+        ):
             return
         if attn.group_norm is not None:
             self._float_affine(attn.group_norm)
             attn.to_q.input.per_token = False
-            attn.to_k.input = attn.to_v.input = attn.to_q.input  # one normalised input for all three
+            attn.to_k.input = attn.to_v.input = (
+                attn.to_q.input
+            )  # one normalised input for all three
             if sees_rows:
                 self._reserve_range(attn.to_q)
         dtype = attention.attention_compute_dtype(self.config, self.unet.dtype)
@@ -315,11 +341,15 @@ class Lowering:
                 )
                 undo.set_child(unet, name, padded)
         if isinstance(getattr(unet, "time_embed_act", None), nn.Module):
-            undo.set_child(unet, "time_embed_act", temporal.RowActivation(unet.time_embed_act, width))
+            undo.set_child(
+                unet, "time_embed_act", temporal.RowActivation(unet.time_embed_act, width)
+            )
         undo.set_child(unet, "time_embedding", embedding)
         undo.set_child(unet, "time_proj", temporal.TimestepKey())
         for module in stripped:
-            hook = module.register_forward_pre_hook(temporal.StripRow(width, unet.dtype), with_kwargs=True)
+            hook = module.register_forward_pre_hook(
+                temporal.StripRow(width, unet.dtype), with_kwargs=True
+            )
             undo.add(hook.remove)
 
 

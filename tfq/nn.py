@@ -27,7 +27,11 @@ class _QuantizedLayer:
         self.register_buffer(f"weight_sum{suffix}", weight_sum)
 
     def _register_bias(self, bias):
-        value = None if bias is None else nn.Parameter(bias.detach().float().clone(), requires_grad=False)
+        value = (
+            None
+            if bias is None
+            else nn.Parameter(bias.detach().float().clone(), requires_grad=False)
+        )
         self.register_parameter("bias", value)
 
     @property
@@ -151,7 +155,9 @@ class ShortcutConv2d(_QuantizedLayer, nn.Conv2d):
         parts = []
         for index, channels in enumerate(self.sources):
             packed, scale, _ = self._packed(f"_{index}")
-            parts.append(unpack(packed, (self.out_channels, channels, 1, 1)) * scale.view(-1, 1, 1, 1))
+            parts.append(
+                unpack(packed, (self.out_channels, channels, 1, 1)) * scale.view(-1, 1, 1, 1)
+            )
         return torch.cat(parts, dim=1)
 
     def forward(self, x, x2=None):

@@ -34,8 +34,8 @@ class InputQuantizer:
     """Turns the input of one layer (or of several that share it) into uint8.
 
     Parameters come from a row of the temporal table (once ``use_table`` is set), from one fixed row
-    (``fixed`` set), or from the data itself. While ``recorder`` is set (calibration), each dynamic range is reported to
-    it with the row it came with.
+    (``fixed`` set), or from the data itself. While ``recorder`` is set (calibration), each dynamic
+    range is reported to it with the row it came with.
 
     Parameters
     ----------
@@ -57,7 +57,7 @@ class InputQuantizer:
 
     @property
     def mode(self):
-        """"timestep", "static" or "dynamic", for the report."""
+        """Kind of range, for the report: "timestep", "static" or "dynamic"."""
         if self.use_table:
             return "timestep"
         return "static" if self.fixed is not None else "dynamic"

@@ -39,7 +39,9 @@ class Report:
         elif path.suffix == ".png":
             self._draw().save(path)
         else:
-            raise ValueError(f"Report.save: path must end in {', '.join(_FORMATS)}, got {str(path)!r}")
+            raise ValueError(
+                f"Report.save: path must end in {', '.join(_FORMATS)}, got {str(path)!r}"
+            )
 
     def _summary(self):
         values, temporal = self._values, self._values["temporal"]
@@ -65,7 +67,9 @@ class Report:
     def __str__(self):
         rows = self._rows()
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+        lines = [
+            "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows
+        ]
         return "\n".join([self._summary(), "", *lines])
 
     def _html(self):
@@ -76,7 +80,8 @@ class Report:
             "<!doctype html><meta charset='utf-8'><title>tfq report</title>\n"
             "<style>body{font:14px sans-serif;margin:2em}td,th{padding:2px 10px;text-align:left}"
             "tr:nth-child(even){background:#f2f2f2}</style>\n"
-            f"<h1>tfq report</h1><p>{html.escape(self._summary())}</p>\n<table><tr>{head}</tr>\n{cells}</table>\n"
+            f"<h1>tfq report</h1><p>{html.escape(self._summary())}</p>\n"
+            f"<table><tr>{head}</tr>\n{cells}</table>\n"
         )
 
     def _draw(self):
@@ -98,7 +103,9 @@ def report(unet):
     """
     conversion = getattr(unet, "_tfq_conversion", None)
     if conversion is None:
-        raise TypeError(f"report: needs a model converted by tfq.convert, got a {type(unet).__name__}")
+        raise TypeError(
+            f"report: needs a model converted by tfq.convert, got a {type(unet).__name__}"
+        )
     modules = dict(unet.named_modules())
     layers = [_layer(modules.get(entry[0]), *entry) for entry in conversion.layers]
     total = sum(layer["macs"] for layer in layers)

@@ -22,9 +22,13 @@ def example_inputs(unet, batch=1, generator=None):
     inputs = {"sample": noise.to(dtype), "timestep": 1}
     class_type = getattr(config, "class_embed_type", None)
     if class_type in ("projection", "simple_projection"):
-        inputs["class_labels"] = torch.zeros(batch, config.projection_class_embeddings_input_dim, dtype=dtype)
+        inputs["class_labels"] = torch.zeros(
+            batch, config.projection_class_embeddings_input_dim, dtype=dtype
+        )
     elif class_type == "identity":
-        inputs["class_labels"] = torch.zeros(batch, unet.time_embedding.linear_2.out_features, dtype=dtype)
+        inputs["class_labels"] = torch.zeros(
+            batch, unet.time_embedding.linear_2.out_features, dtype=dtype
+        )
     elif getattr(unet, "class_embedding", None) is not None:
         classes = getattr(config, "num_class_embeds", None) or 1
         inputs["class_labels"] = torch.randint(classes, (batch,), generator=generator)
@@ -34,7 +38,9 @@ def example_inputs(unet, batch=1, generator=None):
         inputs["encoder_hidden_states"] = torch.zeros(batch, _TEXT_LENGTH, dim, dtype=dtype)
         addition = getattr(config, "addition_embed_type", None)
         if addition == "text_time":
-            pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+            pooled = (
+                config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
+            )
             inputs["added_cond_kwargs"] = {
                 "text_embeds": torch.zeros(batch, pooled, dtype=dtype),
                 "time_ids": torch.zeros(batch, 6, dtype=dtype),
@@ -65,7 +71,11 @@ def trace_shapes(unet):
 
     def record(name, block):
         def hook(module, args, kwargs):
-            skips = kwargs["res_hidden_states_tuple"] if "res_hidden_states_tuple" in kwargs else args[1]
+            skips = (
+                kwargs["res_hidden_states_tuple"]
+                if "res_hidden_states_tuple" in kwargs
+                else args[1]
+            )
             for index, resnet in enumerate(block.resnets):
                 skip = skips[-1 - index].shape[1]
                 skip_sources[f"{name}.resnets.{index}"] = (resnet.in_channels - skip, skip)

@@ -1,6 +1,7 @@
 // CPU operations: one function each, which fills the struct of common/api.h and releases the GIL.
 //
-// Arguments come in the order of the struct. Quantisation parameters are (address, floats between groups).
+// Arguments come in the order of the struct. Quantisation parameters are (address, floats between
+// groups).
 #include "bindings/args.h"
 #include "bindings/bindings.h"
 #include "cpu/conv2d_s8/conv2d_s8.h"
@@ -28,7 +29,8 @@ DType dtype_of(py::handle value) {
   return static_cast<DType>(code);
 }
 
-// (qparams, rows_per_group, weight_scale, weight_sum, bias, temporal, temporal_stride, rows_per_sample,
+// (qparams, rows_per_group, weight_scale, weight_sum, bias, temporal, temporal_stride,
+// rows_per_sample,
 //  residual, residual_dtype, out, out_dtype, requant)
 Epilogue epilogue_of(const py::tuple& t) {
   TFQ_CHECK(t.size() == 13, "epilogue must have 13 entries, got ", t.size());
@@ -47,12 +49,13 @@ Epilogue epilogue_of(const py::tuple& t) {
   e.out_dtype = dtype_of(t[11]);
   e.requant = qparams_of(t[12]);
   TFQ_CHECK(e.rows_per_group > 0 && e.rows_per_sample > 0,
-            "epilogue: rows_per_group and rows_per_sample must be positive, got ", e.rows_per_group, " and ",
-            e.rows_per_sample);
+            "epilogue: rows_per_group and rows_per_sample must be positive, got ", e.rows_per_group,
+            " and ", e.rows_per_sample);
   return e;
 }
 
-void gemm_s8(Address x, int64_t m, int64_t n, int64_t k, Address weight, const py::tuple& epilogue) {
+void gemm_s8(Address x, int64_t m, int64_t n, int64_t k, Address weight,
+             const py::tuple& epilogue) {
   check_sizes("gemm_s8", {m, n, k});
   check_depth("gemm_s8", k);
   const GemmArgs args{pointer<const uint8_t>(x), m, n, k, pointer<const int8_t>(weight),
@@ -62,7 +65,8 @@ void gemm_s8(Address x, int64_t m, int64_t n, int64_t k, Address weight, const p
 }
 
 void conv2d_s8(Address x, const py::tuple& geometry, Address weight, const py::tuple& epilogue) {
-  TFQ_CHECK(geometry.size() == 14, "conv2d_s8: geometry must have 14 entries, got ", geometry.size());
+  TFQ_CHECK(geometry.size() == 14, "conv2d_s8: geometry must have 14 entries, got ",
+            geometry.size());
   int64_t v[14];
   for (size_t i = 0; i < 14; ++i) v[i] = geometry[i].cast<int64_t>();
   check_sizes("conv2d_s8", {v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7], v[8]});
@@ -72,24 +76,32 @@ void conv2d_s8(Address x, const py::tuple& geometry, Address weight, const py::t
   const ConvArgs args{
       pointer<const uint8_t>(x),
       {v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7], v[8], v[9], v[10], v[11], v[12], v[13]},
-      pointer<const int8_t>(weight), epilogue_of(epilogue)};
+      pointer<const int8_t>(weight),
+      epilogue_of(epilogue)};
   py::gil_scoped_release release;
   cpu::conv2d_s8(args);
 }
 
-void quantize(Address x, int32_t x_dtype, int64_t groups, int64_t group_size, const py::tuple& qparams,
-              Address dynamic_qparams, Address out) {
+void quantize(Address x, int32_t x_dtype, int64_t groups, int64_t group_size,
+              const py::tuple& qparams, Address dynamic_qparams, Address out) {
   check_sizes("quantize", {groups, group_size});
-  const QuantizeArgs args{pointer<const void>(x), dtype_of(py::int_(x_dtype)), groups, group_size,
-                          qparams_of(qparams), pointer<float>(dynamic_qparams), pointer<uint8_t>(out)};
+  const QuantizeArgs args{pointer<const void>(x),
+                          dtype_of(py::int_(x_dtype)),
+                          groups,
+                          group_size,
+                          qparams_of(qparams),
+                          pointer<float>(dynamic_qparams),
+                          pointer<uint8_t>(out)};
   py::gil_scoped_release release;
   cpu::quantize(args);
 }
 
-void group_norm_silu_quantize(Address x, Address x2, int32_t x_dtype, const py::tuple& shape, float eps,
-                              bool silu, Address weight, Address bias, int64_t affine_stride,
-                              const py::tuple& qparams, Address dynamic_qparams, Address out) {
-  TFQ_CHECK(shape.size() == 5, "group_norm_silu_quantize: shape must have 5 entries, got ", shape.size());
+void group_norm_silu_quantize(Address x, Address x2, int32_t x_dtype, const py::tuple& shape,
+                              float eps, bool silu, Address weight, Address bias,
+                              int64_t affine_stride, const py::tuple& qparams,
+                              Address dynamic_qparams, Address out) {
+  TFQ_CHECK(shape.size() == 5, "group_norm_silu_quantize: shape must have 5 entries, got ",
+            shape.size());
   int64_t v[5];
   for (size_t i = 0; i < 5; ++i) v[i] = shape[i].cast<int64_t>();
   check_sizes("group_norm_silu_quantize", {v[0], v[1], v[2], v[3]});
@@ -116,8 +128,8 @@ void group_norm_silu_quantize(Address x, Address x2, int32_t x_dtype, const py::
 }
 
 void layer_norm_quantize(Address x, int32_t x_dtype, int64_t rows, int64_t channels, float eps,
-                         Address weight, Address bias, const py::tuple& qparams, int64_t rows_per_group,
-                         Address dynamic_qparams, Address out) {
+                         Address weight, Address bias, const py::tuple& qparams,
+                         int64_t rows_per_group, Address dynamic_qparams, Address out) {
   check_sizes("layer_norm_quantize", {rows, channels});
   const LayerNormArgs args{pointer<const void>(x),
                            dtype_of(py::int_(x_dtype)),
@@ -134,11 +146,17 @@ void layer_norm_quantize(Address x, int32_t x_dtype, int64_t rows, int64_t chann
   cpu::layer_norm_quantize(args);
 }
 
-void geglu_quantize(Address x, int32_t x_dtype, int64_t rows, int64_t channels, const py::tuple& qparams,
-                    int64_t rows_per_group, Address dynamic_qparams, Address out) {
+void geglu_quantize(Address x, int32_t x_dtype, int64_t rows, int64_t channels,
+                    const py::tuple& qparams, int64_t rows_per_group, Address dynamic_qparams,
+                    Address out) {
   check_sizes("geglu_quantize", {rows, channels});
-  const GegluArgs args{pointer<const void>(x),  dtype_of(py::int_(x_dtype)), rows, channels,
-                       qparams_of(qparams),     rows_per_group,              pointer<float>(dynamic_qparams),
+  const GegluArgs args{pointer<const void>(x),
+                       dtype_of(py::int_(x_dtype)),
+                       rows,
+                       channels,
+                       qparams_of(qparams),
+                       rows_per_group,
+                       pointer<float>(dynamic_qparams),
                        pointer<uint8_t>(out)};
   py::gil_scoped_release release;
   cpu::geglu_quantize(args);
@@ -147,8 +165,8 @@ void geglu_quantize(Address x, int32_t x_dtype, int64_t rows, int64_t channels, 
 void temporal_gather(Address table, int64_t table_rows, int64_t width, Address rows, int64_t count,
                      Address out) {
   check_sizes("temporal_gather", {table_rows, width, count});
-  const TemporalGatherArgs args{pointer<const float>(table), table_rows, width,
-                                pointer<const int64_t>(rows), count, pointer<float>(out)};
+  const TemporalGatherArgs args{pointer<const float>(table),  table_rows, width,
+                                pointer<const int64_t>(rows), count,      pointer<float>(out)};
   py::gil_scoped_release release;
   cpu::temporal_gather(args);
 }

@@ -18,8 +18,10 @@ void bind_info(py::module_& module) {
   module.def("num_threads", [] { return num_threads(); });
   module.def("isa", [] { return std::string(cpu::level_name(cpu::active_level())); });
   module.def("detected_isa", [] { return std::string(cpu::level_name(cpu::detected_level())); });
-  module.def("set_max_isa", [](const std::string& name) { cpu::set_max_level(cpu::level_from_name(name)); },
-             py::arg(), py::pos_only());
+  module.def(
+      "set_max_isa",
+      [](const std::string& name) { cpu::set_max_level(cpu::level_from_name(name)); }, py::arg(),
+      py::pos_only());
   module.def("kernels", [] {
     std::vector<std::tuple<std::string, std::string, std::string>> kernels;
     for (const cpu::KernelInfo& kernel : cpu::kernel_table())

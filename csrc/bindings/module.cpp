@@ -1,4 +1,5 @@
-// The native module tfq._C. Calls are positional-only and take addresses: only tfq/ops.py may make them.
+// The native module tfq._C. Calls are positional-only and take addresses: only tfq/ops.py may make
+// them.
 #include "bindings/bindings.h"
 
 PYBIND11_MODULE(_C, module) {

@@ -1,10 +1,11 @@
 // The C++ contract of every operation: argument structs with the shape and unit of each field.
 //
 // Plain old data only: these headers are included by files compiled for different instruction sets,
-// and an inline function with external linkage here could be linked in its AVX-512 form for everybody.
+// and an inline function with external linkage here could be linked in its AVX-512 form for
+// everybody.
 //
-// Layouts. Activations are dense NHWC, or (rows, channels). A *group* is the set of rows sharing one
-// pair of quantisation parameters: an image, or a single token.
+// Layouts. Activations are dense NHWC, or (rows, channels). A *group* is the set of rows sharing
+// one pair of quantisation parameters: an image, or a single token.
 #pragma once
 
 #include <cstdint>
@@ -13,8 +14,8 @@ namespace tfq {
 
 enum class DType : int32_t { kFloat32 = 0, kBFloat16 = 1, kUInt8 = 2 };
 
-// Activation quantisation parameters, one row of three floats per group: scale s, r = f32(1/s), and the
-// zero-point z (an integer in [0, 255] held as a float). x ~ (q - z) * s.
+// Activation quantisation parameters, one row of three floats per group: scale s, r = f32(1/s), and
+// the zero-point z (an integer in [0, 255] held as a float). x ~ (q - z) * s.
 struct QParams {
   const float* data;  // (groups, 3)
   int64_t stride;     // floats between consecutive groups
@@ -22,36 +23,37 @@ struct QParams {
 constexpr int64_t kQParamsWidth = 3;
 
 // What follows the integer product of a row and a column (DESIGN "Numerics"):
-//   y = fma(f32(acc - z[g] * weight_sum[c]), f32(s[g] * weight_scale[c]), f32(bias[c] + temporal[t][c]))
-//   y = y + residual[row][c];  then stored as float32 or bfloat16, or requantised to uint8.
+//   y = fma(f32(acc - z[g] * weight_sum[c]), f32(s[g] * weight_scale[c]), f32(bias[c] +
+//   temporal[t][c])) y = y + residual[row][c];  then stored as float32 or bfloat16, or requantised
+//   to uint8.
 struct Epilogue {
-  QParams input;                // (groups, 3) parameters of the uint8 operand
-  int64_t rows_per_group;       // rows of the output per row of `input` and of `requant`
-  const float* weight_scale;    // (n)
-  const int32_t* weight_sum;    // (n)  sum over k of the int8 weights
-  const float* bias;            // (n) or null
-  const float* temporal;        // (samples, n) or null
-  int64_t temporal_stride;      // floats between consecutive samples
-  int64_t rows_per_sample;      // rows of the output per row of `temporal`
-  const void* residual;         // (m, n) or null
-  DType residual_dtype;         // float32 or bfloat16
-  void* out;                    // (m, n), dense
-  DType out_dtype;              // float32, bfloat16 or uint8
-  QParams requant;              // (groups, 3) parameters of a uint8 output
+  QParams input;              // (groups, 3) parameters of the uint8 operand
+  int64_t rows_per_group;     // rows of the output per row of `input` and of `requant`
+  const float* weight_scale;  // (n)
+  const int32_t* weight_sum;  // (n)  sum over k of the int8 weights
+  const float* bias;          // (n) or null
+  const float* temporal;      // (samples, n) or null
+  int64_t temporal_stride;    // floats between consecutive samples
+  int64_t rows_per_sample;    // rows of the output per row of `temporal`
+  const void* residual;       // (m, n) or null
+  DType residual_dtype;       // float32 or bfloat16
+  void* out;                  // (m, n), dense
+  DType out_dtype;            // float32, bfloat16 or uint8
+  QParams requant;            // (groups, 3) parameters of a uint8 output
 };
 
 // out (m, n) = x (m, k) times the transpose of weight (n, k).
 struct GemmArgs {
-  const uint8_t* x;      // (m, k), dense
+  const uint8_t* x;  // (m, k), dense
   int64_t m, n, k;
   const int8_t* weight;  // packed, see gemm_s8/packed_layout.h
   Epilogue epilogue;
 };
 
 // Zero-padded 2-D convolution over NHWC, as an implicit GEMM with m = batch*out_h*out_w, n = out
-// channels and k ordered (kernel row, kernel column, input channel). Padding means "real value 0", i.e.
-// the zero-point of the image. `upsample` = 2 reads the input as if enlarged twofold by nearest
-// neighbour: in_h and in_w are the sizes in memory.
+// channels and k ordered (kernel row, kernel column, input channel). Padding means "real value 0",
+// i.e. the zero-point of the image. `upsample` = 2 reads the input as if enlarged twofold by
+// nearest neighbour: in_h and in_w are the sizes in memory.
 struct ConvGeometry {
   int64_t batch, in_h, in_w, channels;
   int64_t out_h, out_w, out_channels;
@@ -73,13 +75,14 @@ struct QuantizeArgs {
   const void* x;  // (groups, group_size), dense
   DType x_dtype;  // float32 or bfloat16
   int64_t groups, group_size;
-  QParams qparams;      // used when dynamic_qparams is null
-  float* dynamic_qparams;  // (groups, 3) dense: when set, computed from each group's range and stored here
-  uint8_t* out;         // (groups, group_size)
+  QParams qparams;         // used when dynamic_qparams is null
+  float* dynamic_qparams;  // (groups, 3) dense: when set, computed from each group's range and
+                           // stored here
+  uint8_t* out;            // (groups, group_size)
 };
 
-// GroupNorm, optional SiLU, quantise. The input is one NHWC tensor, or the channel-wise concatenation of
-// two that is never materialised.
+// GroupNorm, optional SiLU, quantise. The input is one NHWC tensor, or the channel-wise
+// concatenation of two that is never materialised.
 struct GroupNormArgs {
   const void* x;   // (batch, pixels, channels)
   const void* x2;  // (batch, pixels, channels2) or null
@@ -88,15 +91,16 @@ struct GroupNormArgs {
   int64_t num_groups;
   float eps;
   bool silu;
-  const float* weight;    // (channels + channels2), per sample when affine_stride != 0
-  const float* bias;      // (channels + channels2)
-  int64_t affine_stride;  // floats between samples of weight and of bias; 0 = shared
-  QParams qparams;        // (batch, 3); used when dynamic_qparams is null
+  const float* weight;     // (channels + channels2), per sample when affine_stride != 0
+  const float* bias;       // (channels + channels2)
+  int64_t affine_stride;   // floats between samples of weight and of bias; 0 = shared
+  QParams qparams;         // (batch, 3); used when dynamic_qparams is null
   float* dynamic_qparams;  // (batch, 3) or null
-  uint8_t* out;           // (batch, pixels, channels + channels2)
+  uint8_t* out;            // (batch, pixels, channels + channels2)
 };
 
-// LayerNorm and quantise, one group per row ("token") when dynamic, `rows_per_group` rows otherwise.
+// LayerNorm and quantise, one group per row ("token") when dynamic, `rows_per_group` rows
+// otherwise.
 struct LayerNormArgs {
   const void* x;  // (rows, channels)
   DType x_dtype;

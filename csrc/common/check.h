@@ -17,7 +17,8 @@ std::string message(const Args&... args) {
 
 }  // namespace tfq
 
-// TFQ_CHECK(condition, "gemm_s8: k must be positive, got ", k) throws std::invalid_argument (ValueError).
+// TFQ_CHECK(condition, "gemm_s8: k must be positive, got ", k) throws std::invalid_argument
+// (ValueError).
 #define TFQ_CHECK(condition, ...)                               \
   do {                                                          \
     if (!(condition)) {                                         \

@@ -13,8 +13,8 @@ int num_threads();
 // Calls f(i) for i in [0, n), spread over the threads; exceptions must not leave f.
 void parallel_for(int64_t n, const std::function<void(int64_t)>& f);
 
-// Scratch memory of the calling thread, 64-byte aligned, at least `bytes` long, reused between calls.
-// `slot` separates the buffers one thread holds at the same time.
+// Scratch memory of the calling thread, 64-byte aligned, at least `bytes` long, reused between
+// calls. `slot` separates the buffers one thread holds at the same time.
 constexpr int kScratchSlots = 3;
 void* thread_scratch(int slot, size_t bytes);
 

@@ -1,5 +1,5 @@
-// The quantisation formulas, scalar. The vector levels restate them instruction for instruction and are
-// held to these, bit for bit, by the tests. Internal linkage: see api.h.
+// The quantisation formulas, scalar. The vector levels restate them instruction for instruction and
+// are held to these, bit for bit, by the tests. Internal linkage: see api.h.
 #pragma once
 
 #include <cmath>
@@ -23,8 +23,8 @@ static inline float bf16_to_float(uint16_t h) {
   return x;
 }
 
-// q = clamp(i32(rne(f32(x * r))) + z, 0, 255); NaN -> z. Clamping the float to [-z, 255 - z] first gives
-// the same integer, because the bounds are integers, and keeps the conversion in range.
+// q = clamp(i32(rne(f32(x * r))) + z, 0, 255); NaN -> z. Clamping the float to [-z, 255 - z] first
+// gives the same integer, because the bounds are integers, and keeps the conversion in range.
 static inline uint8_t quantize_value(float x, float r, float z) {
   float v = x * r;
   if (v != v) v = 0.0f;

@@ -15,8 +15,8 @@ namespace {
 
 constexpr const char* kNames[kLevelCount] = {"scalar", "avx2", "avx512vnni", "amx"};
 
-// Intel SDM volume 1, 13.1 and 14.3: an extension may be used when CPUID reports it *and* the operating
-// system saves its registers, which XCR0 tells.
+// Intel SDM volume 1, 13.1 and 14.3: an extension may be used when CPUID reports it *and* the
+// operating system saves its registers, which XCR0 tells.
 uint64_t enabled_state_components() {
   uint32_t eax, ebx, ecx, edx;
   if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx) || !(ecx & bit_OSXSAVE)) return 0;
@@ -87,8 +87,8 @@ Level active_level() { return static_cast<Level>(active().load(std::memory_order
 
 void set_max_level(Level level) {
   const Level detected = detected_level();
-  TFQ_CHECK(level <= detected, "set_max_isa: this machine runs levels up to ", level_name(detected), ", got ",
-            level_name(level));
+  TFQ_CHECK(level <= detected, "set_max_isa: this machine runs levels up to ", level_name(detected),
+            ", got ", level_name(level));
   active().store(static_cast<int>(level), std::memory_order_relaxed);
 }
 

@@ -18,7 +18,8 @@ Level level_from_name(const std::string& name);
 // What this machine (CPU and operating system) can run.
 Level detected_level();
 
-// The level kernels are chosen for: detected, capped by TFQ_MAX_ISA (read once) or by set_max_level.
+// The level kernels are chosen for: detected, capped by TFQ_MAX_ISA (read once) or by
+// set_max_level.
 Level active_level();
 void set_max_level(Level level);
 

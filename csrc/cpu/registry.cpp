@@ -28,7 +28,8 @@ template <typename Kernel>
 const Kernel& select(const char* family, Level level) {
   const void* found = nullptr;
   for (const Entry& entry : entries())
-    if (std::strcmp(entry.info.family, family) == 0 && entry.info.level <= level) found = entry.kernel;
+    if (std::strcmp(entry.info.family, family) == 0 && entry.info.level <= level)
+      found = entry.kernel;
   return *static_cast<const Kernel*>(found);
 }
 
@@ -43,9 +44,15 @@ const std::vector<KernelInfo>& kernel_table() {
   return table;
 }
 
-const gemm_s8_kernel& select_gemm_s8(Level level) { return select<gemm_s8_kernel>("gemm_s8", level); }
-const epilogue_kernel& select_epilogue(Level level) { return select<epilogue_kernel>("epilogue", level); }
-const quantize_kernel& select_quantize(Level level) { return select<quantize_kernel>("quantize", level); }
+const gemm_s8_kernel& select_gemm_s8(Level level) {
+  return select<gemm_s8_kernel>("gemm_s8", level);
+}
+const epilogue_kernel& select_epilogue(Level level) {
+  return select<epilogue_kernel>("epilogue", level);
+}
+const quantize_kernel& select_quantize(Level level) {
+  return select<quantize_kernel>("quantize", level);
+}
 const group_norm_kernel& select_group_norm(Level level) {
   return select<group_norm_kernel>("group_norm", level);
 }

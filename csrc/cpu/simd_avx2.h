@@ -29,8 +29,8 @@ inline __m128i f32x8_to_bf16(__m256 x_f32x8) {
   const __m256i bits = _mm256_castps_si256(x_f32x8);
   const __m256i high = _mm256_srli_epi32(bits, 16);
   const __m256i odd = _mm256_and_si256(high, _mm256_set1_epi32(1));
-  const __m256i rounded =
-      _mm256_srli_epi32(_mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff))), 16);
+  const __m256i rounded = _mm256_srli_epi32(
+      _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff))), 16);
   const __m256i quiet = _mm256_or_si256(high, _mm256_set1_epi32(0x40));
   const __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(x_f32x8, x_f32x8, _CMP_UNORD_Q));
   const __m256i words = _mm256_blendv_epi8(rounded, quiet, is_nan);

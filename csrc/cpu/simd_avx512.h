@@ -1,7 +1,8 @@
 // The AVX-512 wrappers shared by the kernels of level avx512vnni and above. Internal linkage.
 #pragma once
 
-#if !defined(__AVX512F__) || !defined(__AVX512BW__) || !defined(__AVX512VL__) || !defined(__AVX512DQ__)
+#if !defined(__AVX512F__) || !defined(__AVX512BW__) || !defined(__AVX512VL__) || \
+    !defined(__AVX512DQ__)
 #error "simd_avx512.h needs -mavx512f -mavx512bw -mavx512vl -mavx512dq (cmake/TfqIsa.cmake)"
 #endif
 
@@ -28,13 +29,13 @@ inline __m512 bf16_to_f32x16(__m256i x_bf16x16) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x_bf16x16), 16));
 }
 
-// Round to nearest even in integer arithmetic: VCVTNEPS2BF16 would flush subnormals, and so differ from
-// the other levels.
+// Round to nearest even in integer arithmetic: VCVTNEPS2BF16 would flush subnormals, and so differ
+// from the other levels.
 inline __m256i f32x16_to_bf16(__m512 x_f32x16) {
   const __m512i bits = _mm512_castps_si512(x_f32x16);
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-  const __m512i rounded =
-      _mm512_srli_epi32(_mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
+  const __m512i rounded = _mm512_srli_epi32(
+      _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
   const __m512i quiet = _mm512_or_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(0x40));
   const __mmask16 is_nan = _mm512_cmp_ps_mask(x_f32x16, x_f32x16, _CMP_UNORD_Q);
   return _mm512_cvtepi32_epi16(_mm512_mask_mov_epi32(rounded, is_nan, quiet));

@@ -9,8 +9,8 @@ void conv2d_s8(const ConvArgs& args) {
   const ConvGeometry& g = args.geometry;
   const int64_t k = g.kernel_h * g.kernel_w * g.channels;
   const bool pointwise = g.kernel_h == 1 && g.kernel_w == 1 && g.stride_h == 1 && g.stride_w == 1 &&
-                         g.pad_top == 0 && g.pad_left == 0 && g.upsample == 1 && g.out_h == g.in_h &&
-                         g.out_w == g.in_w;
+                         g.pad_top == 0 && g.pad_left == 0 && g.upsample == 1 &&
+                         g.out_h == g.in_h && g.out_w == g.in_w;
   const bool in_place = pointwise && k % kBlockK == 0;
   run_gemm({in_place ? args.x : nullptr, k, gather_rows, &args}, g.batch * g.out_h * g.out_w,
            g.out_channels, k, args.weight, args.epilogue);

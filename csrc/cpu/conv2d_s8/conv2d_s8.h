@@ -11,6 +11,7 @@ void conv2d_s8(const ConvArgs& args);
 // Copies the k = (kernel_h, kernel_w, channels) input values under output positions
 // [row_first, row_first + rows) to `out`, out_stride bytes apart (at least k; the rest is zeroed).
 // `context` is a ConvArgs. Taps in the padding read as the zero-point of their image.
-void gather_rows(const void* context, int64_t row_first, int64_t rows, uint8_t* out, int64_t out_stride);
+void gather_rows(const void* context, int64_t row_first, int64_t rows, uint8_t* out,
+                 int64_t out_stride);
 
 }  // namespace tfq::cpu

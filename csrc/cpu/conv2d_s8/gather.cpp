@@ -1,6 +1,6 @@
-// Row gather of the implicit GEMM: only the rows of one task exist at a time (in L2), never the whole
-// im2col matrix. In NHWC the taps of one kernel row are contiguous, so an interior output position is
-// kernel_h copies of kernel_w * channels bytes.
+// Row gather of the implicit GEMM: only the rows of one task exist at a time (in L2), never the
+// whole im2col matrix. In NHWC the taps of one kernel row are contiguous, so an interior output
+// position is kernel_h copies of kernel_w * channels bytes.
 #include <cstring>
 
 #include "common/math.h"
@@ -33,12 +33,14 @@ void gather_kernel_row(const ConvGeometry& g, const Position& p, int64_t y, uint
     for (int64_t tap = first; tap < last; ++tap)
       std::memcpy(out + tap * g.channels, row + (p.left + tap) / g.upsample * g.channels, bytes(1));
   }
-  if (last < g.kernel_w) std::memset(out + last * g.channels, p.pad_value, bytes(g.kernel_w - last));
+  if (last < g.kernel_w)
+    std::memset(out + last * g.channels, p.pad_value, bytes(g.kernel_w - last));
 }
 
 }  // namespace
 
-void gather_rows(const void* context, int64_t row_first, int64_t rows, uint8_t* out, int64_t out_stride) {
+void gather_rows(const void* context, int64_t row_first, int64_t rows, uint8_t* out,
+                 int64_t out_stride) {
   const auto& args = *static_cast<const ConvArgs*>(context);
   const ConvGeometry& g = args.geometry;
   const QParams& qparams = args.epilogue.input;
@@ -49,8 +51,9 @@ void gather_rows(const void* context, int64_t row_first, int64_t rows, uint8_t* 
     const int64_t y = row / g.out_w % g.out_h;
     const int64_t image = row / (g.out_w * g.out_h);
     const float* group = qparams.data + row / args.epilogue.rows_per_group * qparams.stride;
-    const Position position{args.x + image * g.in_h * g.in_w * g.channels, y * g.stride_h - g.pad_top,
-                            x * g.stride_w - g.pad_left, static_cast<int>(group[2])};
+    const Position position{args.x + image * g.in_h * g.in_w * g.channels,
+                            y * g.stride_h - g.pad_top, x * g.stride_w - g.pad_left,
+                            static_cast<int>(group[2])};
     for (int64_t tap = 0; tap < g.kernel_h; ++tap)
       gather_kernel_row(g, position, position.top + tap, out + tap * g.kernel_w * g.channels);
     std::memset(out + k, 0, static_cast<size_t>(out_stride - k));

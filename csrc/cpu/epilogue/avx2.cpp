@@ -46,11 +46,13 @@ void store_vector(const Epilogue& e, int64_t index, int64_t count, int64_t group
     store_lanes(out, &y, count, sizeof(float));
   } else if (e.out_dtype == DType::kBFloat16) {
     const __m128i words = f32x8_to_bf16(y);
-    store_lanes(static_cast<uint16_t*>(e.out) + index, &words, full ? kLanes : count, sizeof(uint16_t));
+    store_lanes(static_cast<uint16_t*>(e.out) + index, &words, full ? kLanes : count,
+                sizeof(uint16_t));
   } else {
     const float* requant = e.requant.data + group * e.requant.stride;
     const __m128i bytes = quantize_u8x8(y, _mm256_set1_ps(requant[1]), _mm256_set1_ps(requant[2]));
-    store_lanes(static_cast<uint8_t*>(e.out) + index, &bytes, full ? kLanes : count, sizeof(uint8_t));
+    store_lanes(static_cast<uint8_t*>(e.out) + index, &bytes, full ? kLanes : count,
+                sizeof(uint8_t));
   }
 }
 

@@ -1,7 +1,7 @@
-// Epilogue, AVX-512: 16 columns a vector. The per-column coefficients (z * weight_sum, s * weight_scale,
-// bias + temporal) depend on the row only through its group and sample. They live in registers, three per
-// vector, and are rebuilt when either changes: once per image for a convolution, at every row for per-token
-// scales.
+// Epilogue, AVX-512: 16 columns a vector. The per-column coefficients (z * weight_sum, s *
+// weight_scale, bias + temporal) depend on the row only through its group and sample. They live in
+// registers, three per vector, and are rebuilt when either changes: once per image for a
+// convolution, at every row for per-token scales.
 #include "cpu/epilogue/epilogue.h"
 #include "cpu/simd_avx512.h"
 
@@ -70,7 +70,8 @@ void store_columns(const EpilogueBlock& block, const Epilogue& e) {
       const __m512i acc = _mm512_loadu_si512(block.acc + i * block.acc_stride + v * 16);
       const __m512 sum = _mm512_cvtepi32_ps(_mm512_sub_epi32(acc, k.correction_i32x16[v]));
       __m512 y = _mm512_fmadd_ps(sum, k.scale_f32x16[v], k.offset_f32x16[v]);
-      if (e.residual) y = _mm512_add_ps(y, load_f32x16(e.residual, e.residual_dtype, index, masks[v]));
+      if (e.residual)
+        y = _mm512_add_ps(y, load_f32x16(e.residual, e.residual_dtype, index, masks[v]));
       store_vector(e, index, masks[v], group, y);
     }
   }

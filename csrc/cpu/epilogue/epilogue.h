@@ -1,4 +1,5 @@
-// Scale, bias, temporal row, residual and store for a block of int32 sums (struct Epilogue in api.h).
+// Scale, bias, temporal row, residual and store for a block of int32 sums (struct Epilogue in
+// api.h).
 #pragma once
 
 #include "common/api.h"

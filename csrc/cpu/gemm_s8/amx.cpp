@@ -1,9 +1,9 @@
 // Block kernel, AMX: up to 32 rows x 32 columns in four 16 x 16 int32 tiles.
 //
 // TDPBUSD multiplies a 16 x 64 u8 tile by a 64 x 16 s8 tile, 16,384 products in 16 cycles, without
-// saturation (Intel SDM volume 2, TDPBUSD). Two tiles of rows and two of weights feed four products, the
-// best ratio eight tile registers allow: 0-3 sums, 4-5 rows, 6-7 weights. A packed 64-value block of a
-// panel is one weight tile, 1,024 contiguous bytes.
+// saturation (Intel SDM volume 2, TDPBUSD). Two tiles of rows and two of weights feed four
+// products, the best ratio eight tile registers allow: 0-3 sums, 4-5 rows, 6-7 weights. A packed
+// 64-value block of a panel is one weight tile, 1,024 contiguous bytes.
 #include <immintrin.h>
 
 #include "cpu/gemm_s8/gemm_s8.h"
@@ -32,8 +32,8 @@ struct alignas(64) TileConfig {
 };
 static_assert(sizeof(TileConfig) == 64, "LDTILECFG reads 64 bytes");
 
-// In memory, not on the stack: GCC 12 declares only the first eight bytes as read by LDTILECFG and would
-// drop the stores of the others.
+// In memory, not on the stack: GCC 12 declares only the first eight bytes as read by LDTILECFG and
+// would drop the stores of the others.
 const TileConfig kTileConfig;
 
 void begin() { _tile_loadconfig(&kTileConfig); }

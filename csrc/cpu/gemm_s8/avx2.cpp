@@ -1,11 +1,12 @@
 // Block kernel, AVX2: up to 5 rows x 16 columns.
 //
 // VPMADDUBSW would saturate (255 * 127 * 2 > 32,767), so both operands are widened to 16 bits and
-// VPMADDWD, which cannot, multiplies pairs (Intel SDM volume 2; two a cycle). A quad of k of 4 columns
-// becomes one vector of 16 int16; its int32 sums come in pairs per column that are added at the end.
-// The rows are widened once per block, into a buffer on the stack a slice of k at a time; weights once
-// per 5 rows. Registers: 10 accumulators (5 rows x 8 columns), 2 weights, 1 broadcast, 2 products; the 16
-// columns of a panel are two passes over the slice. (Six rows spill with GCC 12, and lose a third.)
+// VPMADDWD, which cannot, multiplies pairs (Intel SDM volume 2; two a cycle). A quad of k of 4
+// columns becomes one vector of 16 int16; its int32 sums come in pairs per column that are added at
+// the end. The rows are widened once per block, into a buffer on the stack a slice of k at a time;
+// weights once per 5 rows. Registers: 10 accumulators (5 rows x 8 columns), 2 weights, 1 broadcast,
+// 2 products; the 16 columns of a panel are two passes over the slice. (Six rows spill with GCC 12,
+// and lose a third.)
 #include <cstring>
 
 #include "cpu/gemm_s8/gemm_s8.h"
@@ -15,12 +16,10 @@
 namespace tfq::cpu {
 namespace {
 
-// Without it GCC keeps the accumulators in memory.
-#define TFQ_UNROLL _Pragma("GCC unroll 8")
-
 constexpr int kRows = 5;
 constexpr int64_t kSliceBlocks = 16;
-constexpr int64_t kSlice = kSliceBlocks * kBlockK;  // values of k widened at a time: 10 KiB for 5 rows
+constexpr int64_t kSlice =
+    kSliceBlocks * kBlockK;  // values of k widened at a time: 10 KiB for 5 rows
 constexpr int64_t kHalfPanel = kPanelColumns / 2;
 
 void widen(const uint8_t* a, int64_t count, int16_t* out) {
@@ -30,17 +29,18 @@ void widen(const uint8_t* a, int64_t count, int16_t* out) {
   }
 }
 
+// The pragmas matter: without them GCC keeps the accumulators in memory.
 // acc[i][0..7] += widened rows x the 8 columns at b, over `quads` quads of k.
 template <int Rows>
 void accumulate(const int16_t* a, const int8_t* b, int64_t quads, int32_t* acc) {
   __m256i low_i32x8[Rows], high_i32x8[Rows];
-  TFQ_UNROLL
+#pragma GCC unroll 8
   for (int i = 0; i < Rows; ++i) low_i32x8[i] = high_i32x8[i] = _mm256_setzero_si256();
   for (int64_t quad = 0; quad < quads; ++quad) {
     const auto* columns = reinterpret_cast<const __m128i*>(b + quad * kPanelColumns * kQuad);
     const __m256i b_low_s16x16 = _mm256_cvtepi8_epi16(_mm_loadu_si128(columns));
     const __m256i b_high_s16x16 = _mm256_cvtepi8_epi16(_mm_loadu_si128(columns + 1));
-    TFQ_UNROLL
+#pragma GCC unroll 8
     for (int i = 0; i < Rows; ++i) {
       long long four;
       std::memcpy(&four, a + i * kSlice + quad * kQuad, sizeof four);
@@ -49,7 +49,7 @@ void accumulate(const int16_t* a, const int8_t* b, int64_t quads, int32_t* acc) 
       high_i32x8[i] = _mm256_add_epi32(high_i32x8[i], _mm256_madd_epi16(a_s16x16, b_high_s16x16));
     }
   }
-  TFQ_UNROLL
+#pragma GCC unroll 8
   for (int i = 0; i < Rows; ++i) {
     // hadd leaves columns (0 1 4 5 | 2 3 6 7): restore the order of the 64-bit pairs.
     const __m256i pairs = _mm256_hadd_epi32(low_i32x8[i], high_i32x8[i]);
@@ -75,7 +75,8 @@ void block_of(const GemmBlock& p) {
 }
 
 using BlockFn = void (*)(const GemmBlock&);
-constexpr BlockFn kByRows[kRows] = {block_of<1>, block_of<2>, block_of<3>, block_of<4>, block_of<5>};
+constexpr BlockFn kByRows[kRows] = {block_of<1>, block_of<2>, block_of<3>, block_of<4>,
+                                    block_of<5>};
 
 void block(const GemmBlock& p) { kByRows[p.rows - 1](p); }
 

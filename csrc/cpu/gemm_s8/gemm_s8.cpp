@@ -1,5 +1,5 @@
-// Loop nest of the integer product: tasks (schedule.h) x column blocks x row blocks. A block kernel sums
-// over all of k into an int32 block that stays in L1, and the epilogue stores it.
+// Loop nest of the integer product: tasks (schedule.h) x column blocks x row blocks. A block kernel
+// sums over all of k into an int32 block that stays in L1, and the epilogue stores it.
 #include "cpu/gemm_s8/gemm_s8.h"
 
 #include <unistd.h>
@@ -52,13 +52,15 @@ Rows fetch_rows(const Problem& p, Range rows) {
   if (p.source.direct != nullptr && rows.begin + readable <= p.m)
     return {p.source.direct + rows.begin * p.source.stride, p.source.stride};
   const int64_t stride = packed_k(p.k);
-  auto* copy = static_cast<uint8_t*>(thread_scratch(kRowsSlot, static_cast<size_t>(readable * stride)));
+  auto* copy =
+      static_cast<uint8_t*>(thread_scratch(kRowsSlot, static_cast<size_t>(readable * stride)));
   p.source.copy(p.source.context, rows.begin, count, copy, stride);
   std::memset(copy + count * stride, 0, static_cast<size_t>((readable - count) * stride));
   return {copy, stride};
 }
 
-void run_block(const Problem& p, const Rows& a, int64_t first_row, Range rows, Range columns, int32_t* acc) {
+void run_block(const Problem& p, const Rows& a, int64_t first_row, Range rows, Range columns,
+               int32_t* acc) {
   const int64_t panel_bytes = packed_panel_bytes(p.k);
   const int64_t row_count = rows.end - rows.begin, column_count = columns.end - columns.begin;
   p.kernel.block({a.data + (rows.begin - first_row) * a.stride, a.stride, row_count,
@@ -71,8 +73,8 @@ void run_block(const Problem& p, const Rows& a, int64_t first_row, Range rows, R
 void run_task(const Problem& p, Range rows, Range columns, bool rows_outermost) {
   const gemm_s8_kernel& kernel = p.kernel;
   const Rows a = fetch_rows(p, rows);
-  auto* acc = static_cast<int32_t*>(
-      thread_scratch(kAccSlot, static_cast<size_t>(kernel.rows * kernel.columns) * sizeof(int32_t)));
+  auto* acc = static_cast<int32_t*>(thread_scratch(
+      kAccSlot, static_cast<size_t>(kernel.rows * kernel.columns) * sizeof(int32_t)));
   const auto block = [&](int64_t row, int64_t column) {
     run_block(p, a, rows.begin, {row, min_of(rows.end, row + kernel.rows)},
               {column, min_of(columns.end, column + kernel.columns)}, acc);
@@ -93,7 +95,8 @@ void copy_dense_rows(const void* context, int64_t row_first, int64_t rows, uint8
                      int64_t out_stride) {
   const auto& args = *static_cast<const GemmArgs*>(context);
   for (int64_t i = 0; i < rows; ++i) {
-    std::memcpy(out + i * out_stride, args.x + (row_first + i) * args.k, static_cast<size_t>(args.k));
+    std::memcpy(out + i * out_stride, args.x + (row_first + i) * args.k,
+                static_cast<size_t>(args.k));
     std::memset(out + i * out_stride + args.k, 0, static_cast<size_t>(out_stride - args.k));
   }
 }
@@ -104,7 +107,8 @@ void run_gemm(const RowSource& source, int64_t m, int64_t n, int64_t k, const in
               const Epilogue& epilogue) {
   if (m == 0 || n == 0) return;
   const Level level = active_level();
-  const Problem problem{source, m, n, k, weight, epilogue, select_gemm_s8(level), select_epilogue(level)};
+  const Problem problem{
+      source, m, n, k, weight, epilogue, select_gemm_s8(level), select_epilogue(level)};
   const GemmSchedule schedule = schedule_gemm(
       m, n, packed_k(k), {problem.kernel.rows, problem.kernel.columns, num_threads(), l2_bytes()});
   const int64_t row_tasks = ceil_div(m, schedule.task_rows);
@@ -119,8 +123,8 @@ void run_gemm(const RowSource& source, int64_t m, int64_t n, int64_t k, const in
 
 void gemm_s8(const GemmArgs& args) {
   const bool whole_blocks = args.k % kBlockK == 0;
-  run_gemm({whole_blocks ? args.x : nullptr, args.k, copy_dense_rows, &args}, args.m, args.n, args.k,
-           args.weight, args.epilogue);
+  run_gemm({whole_blocks ? args.x : nullptr, args.k, copy_dense_rows, &args}, args.m, args.n,
+           args.k, args.weight, args.epilogue);
 }
 
 }  // namespace tfq::cpu

@@ -25,16 +25,19 @@ struct gemm_s8_kernel {
   void (*block)(const GemmBlock&);
 };
 
-// Reads out[i], for i in [0, rows), the row_first + i-th row of the left operand, 64 * k_blocks bytes
-// each, into `out`.
+// Reads out[i], for i in [0, rows), the row_first + i-th row of the left operand, 64 * k_blocks
+// bytes each, into `out`.
 struct RowSource {
-  const uint8_t* direct;  // when not null: rows are `direct + row * stride`, readable without a copy
+  const uint8_t*
+      direct;  // when not null: rows are `direct + row * stride`, readable without a copy
   int64_t stride;
-  void (*copy)(const void* context, int64_t row_first, int64_t rows, uint8_t* out, int64_t out_stride);
+  void (*copy)(const void* context, int64_t row_first, int64_t rows, uint8_t* out,
+               int64_t out_stride);
   const void* context;
 };
 
-// The loop nest shared by GEMM and convolution: blocks of rows, gathered once, times blocks of columns.
+// The loop nest shared by GEMM and convolution: blocks of rows, gathered once, times blocks of
+// columns.
 void run_gemm(const RowSource& source, int64_t m, int64_t n, int64_t k, const int8_t* weight,
               const Epilogue& epilogue);
 

@@ -1,10 +1,11 @@
-// The canonical layout of packed int8 weights, used as it is by every CPU level and by the file format.
+// The canonical layout of packed int8 weights, used as it is by every CPU level and by the file
+// format.
 //
 //   packed[n / 16][k / 4][n % 16][k % 4]        (panels, K quads, 16, 4), zero padded
 //
-// n is rounded up to 16 and k to 64. A quad is what one lane of VPDPBUSD multiplies; 16 quads of a panel
-// (64 values of k) are one 16 x 64-byte AMX tile; a zero weight makes whatever the kernels read beyond
-// the row's end harmless. Changing this layout means raising kPackedLayoutVersion.
+// n is rounded up to 16 and k to 64. A quad is what one lane of VPDPBUSD multiplies; 16 quads of a
+// panel (64 values of k) are one 16 x 64-byte AMX tile; a zero weight makes whatever the kernels
+// read beyond the row's end harmless. Changing this layout means raising kPackedLayoutVersion.
 #pragma once
 
 #include "common/math.h"

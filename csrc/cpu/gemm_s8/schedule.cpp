@@ -5,15 +5,16 @@
 namespace tfq::cpu {
 namespace {
 
-// Bytes of the left operand a task gathers once and then reads for every block of columns. Where the
-// weights fit half of L2 they stay there, and an eighth for the rows is enough; larger ones stream in from
-// beyond L2 once per task, so rows take half of it. Calibrated on a Xeon with AMX and 2 MiB of L2 (one
-// thread, CPU time): 640 channels at 32x32 1.45 -> 2.1 TOP/s with the large share, 128 channels at 32x32
-// 1.6 -> 1.2 TOP/s if it were used there too.
+// Bytes of the left operand a task gathers once and then reads for every block of columns. Where
+// the weights fit half of L2 they stay there, and an eighth for the rows is enough; larger ones
+// stream in from beyond L2 once per task, so rows take half of it. Calibrated on a Xeon with AMX
+// and 2 MiB of L2 (one thread, CPU time): 640 channels at 32x32 1.45 -> 2.1 TOP/s with the large
+// share, 128 channels at 32x32 1.6 -> 1.2 TOP/s if it were used there too.
 constexpr int64_t kSmallRowShare = 8;
 constexpr int64_t kLargeRowShare = 2;
-// With little arithmetic per output the order of the stores decides: 320 -> 2560 at 64x64 takes 24.7 ms with
-// columns outermost and 14.5 ms with rows outermost (VNNI, same machine); 320 channels 3x3 prefer columns.
+// With little arithmetic per output the order of the stores decides: 320 -> 2560 at 64x64
+// takes 24.7 ms with columns outermost and 14.5 ms with rows outermost (VNNI, same machine); 320
+// channels 3x3 prefer columns.
 constexpr int64_t kShallow = 1024;
 // Tasks per thread that even out unequal progress of the cores.
 constexpr int64_t kTasksPerThread = 2;
@@ -33,10 +34,11 @@ GemmSchedule schedule_gemm(int64_t m, int64_t n, int64_t k, const GemmMachine& m
   GemmSchedule schedule{min_of(m, cache_rows), n, weights_stay && k <= kShallow};
   const int64_t wanted = threads * kTasksPerThread;
   if (threads == 1 || ceil_div(m, schedule.task_rows) >= wanted) return schedule;
-  // Too few row tasks. Splitting columns makes each thread gather the same rows; splitting rows makes
-  // each read the same weights: duplicate the smaller operand.
+  // Too few row tasks. Splitting columns makes each thread gather the same rows; splitting rows
+  // makes each read the same weights: duplicate the smaller operand.
   if (m < n) {
-    schedule.task_columns = split(n, machine.block_columns, wanted / ceil_div(m, schedule.task_rows));
+    schedule.task_columns =
+        split(n, machine.block_columns, wanted / ceil_div(m, schedule.task_rows));
   } else {
     schedule.task_rows = split(m, block_rows, wanted);
   }

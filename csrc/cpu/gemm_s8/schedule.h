@@ -1,4 +1,5 @@
-// How a product is cut into tasks: a pure function of the problem, the kernel's block and the threads.
+// How a product is cut into tasks: a pure function of the problem, the kernel's block and the
+// threads.
 #pragma once
 
 #include <cstdint>
@@ -8,8 +9,9 @@ namespace tfq::cpu {
 struct GemmSchedule {
   int64_t task_rows;     // multiple of the kernel's rows, or all rows
   int64_t task_columns;  // multiple of the kernel's columns, or all columns
-  // Order of the blocks in a task. Rows outermost finishes whole rows of the output, which the memory
-  // system likes; columns outermost reads each weight once, for weights that do not stay in L2.
+  // Order of the blocks in a task. Rows outermost finishes whole rows of the output, which the
+  // memory system likes; columns outermost reads each weight once, for weights that do not stay in
+  // L2.
   bool rows_outermost;
 };
 

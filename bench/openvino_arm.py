@@ -1,0 +1,73 @@
+"""OpenVINO as an arm of bench/unet.py: the same UNet, static shapes, bfloat16 hint, optionally INT8.
+
+INT8 is NNCF's post-training quantisation with its defaults and the benchmark's own inputs: what a user
+gets from the documented path.
+"""
+
+import logging
+
+import openvino
+import torch
+
+CALIBRATION_CALLS = 8
+
+
+class _PlainUNet(torch.nn.Module):
+    """Positional tensors in, tensor out, as a tracer wants it."""
+
+    def __init__(self, unet, names):
+        super().__init__()
+        self.unet = unet
+        self.names = names
+
+    def forward(self, *tensors):
+        return self.unet(**dict(zip(self.names, tensors, strict=True))).sample
+
+
+def compile_unet(unet, inputs, int8):
+    """A call without arguments that runs the compiled UNet on `inputs` and returns a tensor.
+
+    Parameters
+    ----------
+    unet : UNet2DModel or UNet2DConditionModel
+        Float32.
+    inputs : dict
+        Keyword arguments of a call; the shapes become static.
+    int8 : bool
+        Quantise with NNCF.
+    """
+    tensors = {k: torch.tensor(v) if isinstance(v, int) else v for k, v in inputs.items()}
+    wrapper = _PlainUNet(unet, list(tensors)).eval()
+    with torch.no_grad():
+        model = openvino.convert_model(
+            wrapper,
+            example_input=tuple(tensors.values()),
+            input=[list(t.shape) for t in tensors.values()],
+        )
+    arrays = [t.numpy() for t in tensors.values()]
+    if int8:
+        import nncf
+
+        nncf.set_log_level(logging.ERROR)
+        generator = torch.Generator().manual_seed(1)
+        samples = [
+            [torch.randn(arrays[0].shape, generator=generator).numpy(), *arrays[1:]]
+            for _ in range(CALIBRATION_CALLS)
+        ]
+        model = nncf.quantize(model, nncf.Dataset(samples))
+    core = openvino.Core()
+    compiled = core.compile_model(
+        model,
+        "CPU",
+        {
+            "INFERENCE_PRECISION_HINT": "bf16",
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+            "PERFORMANCE_HINT": "LATENCY",
+        },
+    )
+    request = compiled.create_infer_request()
+
+    def call():
+        return torch.from_numpy(request.infer(arrays)[0])
+
+    return call
