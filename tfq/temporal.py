@@ -15,9 +15,9 @@ import torch
 from diffusers.models.embeddings import TimestepEmbedding
 from diffusers.models.resnet import ResnetBlock2D, ResnetBlockCondNorm2D
 from torch import nn
-from torch.func import functional_call
 
 from tfq import backends
+from tfq.ops._checks import is_traced
 
 VALUE_SLOT = 0
 _KEY_BYTES = 4
@@ -166,22 +166,21 @@ class TemporalEmbedding(nn.Module):
     def embed(self, values, condition=None):
         """Time embedding ``(batch, embedding)`` of float32 timesteps, in float."""
         learned = isinstance(self.time_proj, nn.Embedding)
-        sinusoid = self.time_proj(values.long()) if learned else self._run(self.time_proj, values)
-        return self._run(self.embedding, sinusoid, condition)
-
-    @staticmethod
-    def _run(module, x, *args):
-        # The kept block is stored in float16 once rows exist, and computed in float32.
-        parameters = {name: tensor.float() for name, tensor in module.state_dict().items()}
-        inputs = [a.float() for a in (x, *args) if a is not None]
-        return functional_call(module, parameters, tuple(inputs))
+        x = self.time_proj(values.long() if learned else values)
+        if condition is not None:
+            x = x.float() + _linear(self.embedding.cond_proj, condition)
+        x = _linear(self.embedding.linear_1, x)
+        if self.embedding.act is not None:
+            x = self.embedding.act(x)
+        x = _linear(self.embedding.linear_2, x)
+        return x if self.embedding.post_act is None else self.embedding.post_act(x)
 
     def features(self, values, condition=None):
         """Temporal features of float32 timesteps ``(batch,)``: list of ``(batch, width)``, in float."""
         embedded = self.embed(values, condition)
         active = embedded if self.embed_act is None else self.embed_act(embedded)
         return [
-            self._run(projection, activation(active))
+            _linear(projection, activation(active))
             for activation, projection in zip(self.activations, self.projections, strict=True)
         ], embedded
 
@@ -215,6 +214,8 @@ class TemporalEmbedding(nn.Module):
     def forward(self, key, condition=None):
         """``(batch, 4)`` timestep bytes to ``(batch, width)`` rows, float32."""
         values = decode_timesteps(key)
+        if is_traced(key):
+            return self._selected(values, condition)
         found = [self._rows.get(value, -1) for value in values.tolist()]
         if condition is None and min(found) >= 0:
             return backends.get("native").temporal_gather(self.table, torch.tensor(found))
@@ -236,14 +237,46 @@ class TemporalEmbedding(nn.Module):
             rows = torch.cat([self.compute_rows(*pair) for pair in pairs])
         if len(self.values) == 0:
             return rows
-        # Ranges of the nearest calibrated timestep; features of the timestep itself.
-        nearest = (values[:, None] - self.values[None, :]).abs().argmin(1)
-        rows[:, self.features_end : self.width] = self.table[nearest, self.features_end : self.width]
+        rows = self._with_nearest_ranges(rows, values)
         if condition is None:
             for index, row in enumerate(found):
                 if row >= 0:
                     rows[index] = self.table[row]
         return rows
+
+    def _with_nearest_ranges(self, rows, values):
+        # Ranges of the nearest calibrated timestep; features of the timestep itself.
+        nearest = (values[:, None] - self.values[None, :]).abs().argmin(1)
+        ranges = slice(self.features_end, self.width)
+        rows[:, ranges] = self.table[nearest, ranges]
+        return rows
+
+    def _selected(self, values, condition):
+        """Rows for a compiler: one graph for all timesteps, none of them read on the host."""
+        if self.dropped and condition is not None:
+            raise ValueError(
+                "a condition joins the time embedding, and its float block was dropped (drop_tib=True)"
+            )
+        if len(self.values) == 0:
+            return self.compute_rows(values, condition)
+        matches = values[:, None] == self.values[None, :]
+        known, index = matches.any(1), matches.long().argmax(1)
+        if self.dropped:
+            torch._assert_async(
+                known.all(),
+                "timestep without a row, and the float time embedding was dropped (drop_tib=True)",
+            )
+            return backends.get("native").temporal_gather(self.table, index)
+        rows = self._with_nearest_ranges(self.compute_rows(values, condition), values)
+        if condition is not None:
+            return rows
+        return torch.where(known[:, None], self.table[index], rows)
+
+
+def _linear(layer, x):
+    # The kept block is stored in float16 once rows exist, and computed in float32.
+    bias = None if layer.bias is None else layer.bias.float()
+    return nn.functional.linear(x.float(), layer.weight.float(), bias)
 
 
 class RowCondition(nn.Module):

@@ -11,10 +11,14 @@ Images
 Dynamic ranges
     Where ``qparams=None``, the parameters cover each group's own minimum and maximum (and 0), so that
     a result never depends on what else is in the batch.
+Compilers
+    Under torch.compile and torch.export, and for fake tensors, a function stands for the operator
+    ``torch.ops.tfq`` of its name; see :mod:`tfq.ops.library`.
 
 Each function has the same name, arguments and integers in :mod:`tfq.reference`.
 """
 
+from tfq.ops import library  # noqa: F401  (defines torch.ops.tfq)
 from tfq.ops.activations import (
     geglu_quantize,
     group_norm_silu_quantize,

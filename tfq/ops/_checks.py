@@ -1,11 +1,22 @@
 """Argument checks of the operations: a wrong address is a crash, so everything is checked here."""
 
 import torch
+from torch.compiler import is_dynamo_compiling
 
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.uint8: 2}
 FLOAT_DTYPES = (torch.float32, torch.bfloat16)
 NO_QPARAMS = (0, 0)
-_TENSOR_TYPES = (torch.Tensor, torch.nn.Parameter)
+TENSOR_TYPES = (torch.Tensor, torch.nn.Parameter)
+
+
+def is_traced(tensor):
+    """Whether a call on `tensor` must go through ``torch.ops.tfq``, not straight to the kernel.
+
+    So it is under torch.compile, and for a tensor without memory of its own (fake, functional).
+    """
+    if type(tensor) in TENSOR_TYPES:
+        return is_dynamo_compiling()
+    return isinstance(tensor, torch.Tensor)  # anything else: require() says what is wrong
 
 
 def address(tensor):
@@ -15,7 +26,7 @@ def address(tensor):
 def require(operation, name, tensor, dtypes, dim=None):
     """Raise unless `tensor` is a CPU tensor of one of `dtypes` (and of `dim` dimensions)."""
     if (
-        type(tensor) in _TENSOR_TYPES
+        type(tensor) in TENSOR_TYPES
         and tensor.is_cpu
         and tensor.dtype in dtypes
         and (dim is None or tensor.dim() == dim)
@@ -38,6 +49,11 @@ def require(operation, name, tensor, dtypes, dim=None):
         raise ValueError(
             f"{operation}: {name} must have {dim} dimensions, got shape {tuple(tensor.shape)}"
         )
+    refuse_grad(operation, name, tensor)
+
+
+def refuse_grad(operation, name, tensor):
+    """Raise if a result would need a gradient: no operation has one."""
     if tensor.requires_grad and torch.is_grad_enabled():
         raise ValueError(
             f"{operation}: {name} requires grad, but tfq is inference-only; detach it or call under "

@@ -8,6 +8,7 @@ from tfq.ops._checks import (
     FLOAT_DTYPES,
     address,
     dynamic_or_static,
+    is_traced,
     require,
     require_contiguous,
     require_dense,
@@ -34,6 +35,10 @@ def quantize(x, qparams=None, groups=None):
     qparams : Tensor
         float32 ``(groups, 3)``, those given or those computed.
     """
+    if is_traced(x):
+        if qparams is not None:
+            return torch.ops.tfq.quantize.static(x, qparams), qparams
+        return torch.ops.tfq.quantize.default(x, groups=x.shape[0] if groups is None else groups)
     require("quantize", "x", x, FLOAT_DTYPES)
     require_dense("quantize", "x", x)
     if qparams is not None:
@@ -78,6 +83,12 @@ def group_norm_silu_quantize(x, num_groups, weight, bias, eps=1e-5, *, x2=None, 
     qparams : Tensor
         float32 ``(batch, 3)``.
     """
+    if is_traced(x):
+        operator = torch.ops.tfq.group_norm_silu_quantize
+        operands, options = (x, num_groups, weight, bias, eps), {"x2": x2, "silu": silu}
+        if qparams is not None:
+            return operator.static(*operands, qparams=qparams, **options), qparams
+        return operator.default(*operands, **options)
     name = "group_norm_silu_quantize"
     require(name, "x", x, FLOAT_DTYPES)
     if x.dim() not in (3, 4):
@@ -147,6 +158,11 @@ def layer_norm_quantize(x, weight, bias, eps=1e-5, *, qparams=None):
     qparams : Tensor
         float32 ``(tokens, 3)``, or those given.
     """
+    if is_traced(x):
+        if qparams is not None:
+            static = torch.ops.tfq.layer_norm_quantize.static
+            return static(x, weight, bias, eps, qparams=qparams), qparams
+        return torch.ops.tfq.layer_norm_quantize.default(x, weight, bias, eps)
     name = "layer_norm_quantize"
     rows, (result, native, rows_per_group, dynamic) = _token_rows(name, x, qparams)
     channels = x.shape[-1]
@@ -177,6 +193,10 @@ def geglu_quantize(x, *, qparams=None):
     qparams : Tensor
         float32 ``(tokens, 3)``, or those given.
     """
+    if is_traced(x):
+        if qparams is not None:
+            return torch.ops.tfq.geglu_quantize.static(x, qparams=qparams), qparams
+        return torch.ops.tfq.geglu_quantize.default(x)
     name = "geglu_quantize"
     rows, (result, native, rows_per_group, dynamic) = _token_rows(name, x, qparams)
     if x.shape[-1] % 2:
@@ -204,6 +224,8 @@ def temporal_gather(table, rows):
     Tensor
         float32 ``(count, width)``.
     """
+    if is_traced(table):
+        return torch.ops.tfq.temporal_gather.default(table, rows)
     require("temporal_gather", "table", table, (torch.float32,), 2)
     require("temporal_gather", "rows", rows, (torch.int64,), 1)
     require_dense("temporal_gather", "table", table)

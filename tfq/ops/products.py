@@ -10,6 +10,7 @@ from tfq.ops._checks import (
     NO_QPARAMS,
     address,
     check_packed,
+    is_traced,
     native_qparams,
     require,
     require_contiguous,
@@ -111,6 +112,11 @@ def gemm_s8(
     Tensor
         ``(..., n)`` of `out_dtype`.
     """
+    if is_traced(x):
+        return torch.ops.tfq.gemm_s8.default(
+            x, qparams, weight, weight_scale, weight_sum, bias, temporal=temporal,
+            residual=residual, out_dtype=out_dtype, out_qparams=out_qparams,
+        )  # fmt: skip
     require("gemm_s8", "x", x, (torch.uint8,))
     require("gemm_s8", "weight", weight, (torch.int8,), 4)
     require("gemm_s8", "weight_scale", weight_scale, (torch.float32,), 1)
@@ -152,6 +158,13 @@ def conv2d_s8(
     Tensor
         ``(batch, out_channels, out_height, out_width)`` of `out_dtype`, channels_last.
     """
+    if is_traced(x):
+        kernel_size, stride, padding = normalize_padding(kernel_size, stride, padding)
+        return torch.ops.tfq.conv2d_s8.default(
+            x, qparams, weight, weight_scale, weight_sum, bias, kernel_size=kernel_size,
+            stride=stride, padding=padding, upsample=upsample, temporal=temporal,
+            residual=residual, out_dtype=out_dtype, out_qparams=out_qparams,
+        )  # fmt: skip
     require("conv2d_s8", "x", x, (torch.uint8,), 4)
     require("conv2d_s8", "weight", weight, (torch.int8,), 4)
     require("conv2d_s8", "weight_scale", weight_scale, (torch.float32,), 1)
