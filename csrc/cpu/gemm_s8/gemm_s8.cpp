@@ -70,23 +70,18 @@ void run_block(const Problem& p, const Rows& a, int64_t first_row, Range rows, R
                 p.epilogue);
 }
 
-void run_task(const Problem& p, Range rows, Range columns, bool rows_outermost) {
+void run_task(const Problem& p, Range rows, Range columns, int64_t group_columns) {
   const gemm_s8_kernel& kernel = p.kernel;
   const Rows a = fetch_rows(p, rows);
   auto* acc = static_cast<int32_t*>(thread_scratch(
       kAccSlot, static_cast<size_t>(kernel.rows * kernel.columns) * sizeof(int32_t)));
-  const auto block = [&](int64_t row, int64_t column) {
-    run_block(p, a, rows.begin, {row, min_of(rows.end, row + kernel.rows)},
-              {column, min_of(columns.end, column + kernel.columns)}, acc);
-  };
   if (kernel.begin != nullptr) kernel.begin();
-  if (rows_outermost) {
+  for (int64_t group = columns.begin; group < columns.end; group += group_columns) {
+    const int64_t group_end = min_of(columns.end, group + group_columns);
     for (int64_t row = rows.begin; row < rows.end; row += kernel.rows)
-      for (int64_t column = columns.begin; column < columns.end; column += kernel.columns)
-        block(row, column);
-  } else {
-    for (int64_t column = columns.begin; column < columns.end; column += kernel.columns)
-      for (int64_t row = rows.begin; row < rows.end; row += kernel.rows) block(row, column);
+      for (int64_t column = group; column < group_end; column += kernel.columns)
+        run_block(p, a, rows.begin, {row, min_of(rows.end, row + kernel.rows)},
+                  {column, min_of(group_end, column + kernel.columns)}, acc);
   }
   if (kernel.end != nullptr) kernel.end();
 }
@@ -117,7 +112,7 @@ void run_gemm(const RowSource& source, int64_t m, int64_t n, int64_t k, const in
     const int64_t row = task / column_tasks * schedule.task_rows;
     const int64_t column = task % column_tasks * schedule.task_columns;
     run_task(problem, {row, min_of(m, row + schedule.task_rows)},
-             {column, min_of(n, column + schedule.task_columns)}, schedule.rows_outermost);
+             {column, min_of(n, column + schedule.task_columns)}, schedule.group_columns);
   });
 }
 

@@ -12,10 +12,8 @@ namespace {
 // share, 128 channels at 32x32 1.6 -> 1.2 TOP/s if it were used there too.
 constexpr int64_t kSmallRowShare = 8;
 constexpr int64_t kLargeRowShare = 2;
-// With little arithmetic per output the order of the stores decides: 320 -> 2560 at 64x64
-// takes 24.7 ms with columns outermost and 14.5 ms with rows outermost (VNNI, same machine); 320
-// channels 3x3 prefer columns.
-constexpr int64_t kShallow = 1024;
+// Share of L2 for the weights of a group of columns.
+constexpr int64_t kGroupShare = 4;
 // Tasks per thread that even out unequal progress of the cores.
 constexpr int64_t kTasksPerThread = 2;
 
@@ -31,7 +29,10 @@ GemmSchedule schedule_gemm(int64_t m, int64_t n, int64_t k, const GemmMachine& m
   const int64_t row_bytes = machine.l2_bytes / (weights_stay ? kSmallRowShare : kLargeRowShare);
   const int64_t fitting = row_bytes / max_of(k, 1);
   const int64_t cache_rows = max_of(block_rows, fitting / block_rows * block_rows);
-  GemmSchedule schedule{min_of(m, cache_rows), n, weights_stay && k <= kShallow};
+  const int64_t fitting_columns = machine.l2_bytes / kGroupShare / max_of(k, 1);
+  const int64_t group_columns = max_of(
+      machine.block_columns, fitting_columns / machine.block_columns * machine.block_columns);
+  GemmSchedule schedule{min_of(m, cache_rows), n, group_columns};
   const int64_t wanted = threads * kTasksPerThread;
   if (threads == 1 || ceil_div(m, schedule.task_rows) >= wanted) return schedule;
   // Too few row tasks. Splitting columns makes each thread gather the same rows; splitting rows

@@ -9,10 +9,9 @@ namespace tfq::cpu {
 struct GemmSchedule {
   int64_t task_rows;     // multiple of the kernel's rows, or all rows
   int64_t task_columns;  // multiple of the kernel's columns, or all columns
-  // Order of the blocks in a task. Rows outermost finishes whole rows of the output, which the
-  // memory system likes; columns outermost reads each weight once, for weights that do not stay in
-  // L2.
-  bool rows_outermost;
+  // A task runs through its columns in groups, and through all its rows for each group. A group's
+  // weights stay in L2 meanwhile, and each row of the output grows by a whole group at a time.
+  int64_t group_columns;
 };
 
 struct GemmMachine {
