@@ -22,7 +22,8 @@ class CMakeBuild(build_ext):
         target = pathlib.Path(self.get_ext_fullpath(ext.name)).resolve().parent
         build.mkdir(parents=True, exist_ok=True)
         options = [f"-D{name}={os.environ[name]}" for name in FORWARDED if name in os.environ]
-        configure = ["cmake", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", *options]
+        # Fresh: pip's isolated environment, which a cache of an earlier build names, is gone.
+        configure = ["cmake", "--fresh", "-S", str(ROOT), "-B", str(build), "-G", "Ninja", *options]
         configure += [
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
