@@ -63,8 +63,7 @@ def test_model_predicts_noise_better_than_nothing():
 def test_sample_is_deterministic_and_leaves_the_scheduler_alone():
     unet, scheduler = load_model()
     noise = torch.randn(1, 1, 32, 32, generator=torch.Generator().manual_seed(0))
-    first, ms_per_step = sample(unet, scheduler, noise, 2, "float32")
-    second, _ = sample(unet, scheduler, noise, 2, "float32")
+    (first, ms_per_step), (second, _) = sample([unet, unet], scheduler, noise, 2)
     assert torch.equal(first, second) and ms_per_step > 0
     assert first.abs().max() <= 1
     assert scheduler.num_inference_steps is None

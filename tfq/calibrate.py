@@ -125,7 +125,9 @@ def run_calibration(unet, calibration, scheduler, num_inference_steps, config):
                 unet, scheduler, num_inference_steps, config.calibration_samples, config.seed + trajectory
             )
         return
-    accepted = set(inspect.signature(type(unet).forward).parameters) - {"self"}
+    parameters = inspect.signature(type(unet).forward).parameters
+    accepted = set(parameters) - {"self"}
+    required = {name for name in accepted if parameters[name].default is inspect.Parameter.empty}
     calls = 0
     for kwargs in calibration:
         if not isinstance(kwargs, dict):
@@ -138,6 +140,12 @@ def run_calibration(unet, calibration, scheduler, num_inference_steps, config):
             raise ValueError(
                 f"convert: calibration yields the argument {', '.join(map(repr, unknown))}, which "
                 f"{type(unet).__name__}.forward does not have (it has {', '.join(sorted(accepted))})"
+            )
+        missing = sorted(required - set(kwargs))
+        if missing:
+            raise ValueError(
+                f"convert: calibration yields a dict that lacks {', '.join(map(repr, missing))}, which "
+                f"{type(unet).__name__}.forward needs"
             )
         unet(**kwargs)
         calls += 1

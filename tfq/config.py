@@ -105,12 +105,15 @@ class TfqConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ValueError(f"TfqConfig: {name} must be an int of at least {least}, got {value!r}")
-        if not isinstance(self.seed, int):
+        if not isinstance(self.seed, int) or isinstance(self.seed, bool):
             raise ValueError(f"TfqConfig: seed must be an int, got {self.seed!r}")
-        if isinstance(self.modules_to_not_convert, str):
+        budget = self.error_budget
+        if not isinstance(budget, (int, float)) or isinstance(budget, bool) or not budget >= 0:
+            raise ValueError(f"TfqConfig: error_budget must be a number of at least 0, got {budget!r}")
+        names = self.modules_to_not_convert
+        if not isinstance(names, (tuple, list)) or not all(isinstance(name, str) for name in names):
             raise ValueError(
-                f"TfqConfig: modules_to_not_convert must be a sequence of module names, got the string "
-                f"{self.modules_to_not_convert!r}"
+                f"TfqConfig: modules_to_not_convert must be a sequence of module names, got {names!r}"
             )
         object.__setattr__(self, "modules_to_not_convert", tuple(self.modules_to_not_convert))
         if self.drop_tib and self.temporal == "float":

@@ -203,6 +203,7 @@ def _convert(model, config, scheduler, steps, calibration, ranges, undo):
     float_weights = {plan.name: plan.module.weight.detach() for plan in plans if not plan.reason}
     float_features = _FloatFeatures(model)
     quantizers = Lowering(model, config, plans, skip_sources, undo).run()
+    model.eval()  # the modules that are new
     hook = model.register_forward_pre_hook(CheckInputs(model), with_kwargs=True)
     undo.add(hook.remove)
 

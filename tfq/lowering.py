@@ -92,6 +92,10 @@ class Undo:
 
 def plan_layers(unet, config):
     """Decide for every Conv2d and Linear of a float UNet; returns a list of :class:`LayerPlan`."""
+    known = dict(unet.named_modules())
+    for name in config.modules_to_not_convert:
+        if name not in known:
+            raise ValueError(f"convert: modules_to_not_convert has {name!r}, which is no module of the model")
     partition = temporal.temporal_blocks(unet)
     temporal_names = {block["name"] for block in partition["blocks"]}
     temporal_reason = (

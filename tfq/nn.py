@@ -7,6 +7,12 @@ from tfq import backends
 from tfq.geometry import normalize_padding
 from tfq.quantizer import InputQuantizer, quantize_weight
 
+# What torch's Conv2d reads of itself, also to print itself.
+_CONV_ATTRIBUTES = (
+    "in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups",
+    "padding_mode", "transposed", "output_padding", "_reversed_padding_repeated_twice",
+)  # fmt: skip
+
 
 class _QuantizedLayer:
     """What Linear and Conv2d share: packed weights, their scale, the quantiser of the input."""
@@ -40,6 +46,14 @@ class _QuantizedLayer:
         q = backends.get("native").unpack_weight(self.weight_packed, self.weight_shape)
         return q * self.weight_scale.view(-1, *[1] * (len(self.weight_shape) - 1))
 
+    def _check_channels(self, channels):
+        # Packed weights are padded, so the kernels cannot tell 23 channels from 24.
+        expected = self.weight_shape[1]
+        if channels != expected:
+            raise ValueError(
+                f"{type(self).__name__} {self.name}: input must have {expected} channels, got {channels}"
+            )
+
     def _packed(self, suffix=""):
         return tuple(getattr(self, f"weight_{part}{suffix}") for part in ("packed", "scale", "sum"))
 
@@ -69,6 +83,7 @@ class Linear(_QuantizedLayer, nn.Linear):
 
     def product(self, q, qparams, **epilogue):
         """The layer on an input that is uint8 already; keywords as :func:`tfq.ops.gemm_s8`."""
+        self._check_channels(q.shape[-1])
         weight, scale, weight_sum = self._packed()
         return backends.get(self.backend).gemm_s8(
             q, qparams, weight, scale, weight_sum, self.bias, **epilogue
@@ -86,10 +101,7 @@ class Conv2d(_QuantizedLayer, nn.Conv2d):
         if reason:
             raise NotImplementedError(f"tfq.nn.Conv2d: {name or 'the layer'} has {reason}")
         self._init_quantized(layer, name, backend, per_token=False)
-        for attribute in (
-            "in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups",
-            "padding_mode", "transposed", "output_padding", "_reversed_padding_repeated_twice",
-        ):  # fmt: skip
+        for attribute in _CONV_ATTRIBUTES:
             setattr(self, attribute, getattr(layer, attribute))
         self.pads = normalize_padding(self.kernel_size, self.stride, self.padding)[2]
         self.weight_shape = tuple(layer.weight.shape)
@@ -108,6 +120,7 @@ class Conv2d(_QuantizedLayer, nn.Conv2d):
 
     def product(self, q, qparams, padding=None, **epilogue):
         """The layer on an input that is uint8 already; keywords as :func:`tfq.ops.conv2d_s8`."""
+        self._check_channels(q.shape[1])
         weight, scale, weight_sum = self._packed()
         return backends.get(self.backend).conv2d_s8(
             q, qparams, weight, scale, weight_sum, self.bias, kernel_size=self.kernel_size,
@@ -116,6 +129,7 @@ class Conv2d(_QuantizedLayer, nn.Conv2d):
 
     def token_product(self, q, qparams, **epilogue):
         """A 1x1 convolution on uint8 tokens ``(batch, tokens, in_channels)``."""
+        self._check_channels(q.shape[-1])
         weight, scale, weight_sum = self._packed()
         return backends.get(self.backend).gemm_s8(
             q, qparams, weight, scale, weight_sum, self.bias, **epilogue
@@ -137,10 +151,7 @@ class ShortcutConv2d(_QuantizedLayer, nn.Conv2d):
 
     def __init__(self, layer, sources, name="", backend="native"):
         self._init_quantized(layer, name, backend, per_token=True)
-        for attribute in (
-            "in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups",
-            "padding_mode",
-        ):  # fmt: skip
+        for attribute in _CONV_ATTRIBUTES:
             setattr(self, attribute, getattr(layer, attribute))
         self.sources = tuple(sources)
         self.weight_shape = tuple(layer.weight.shape)

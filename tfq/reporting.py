@@ -5,9 +5,10 @@ import json
 import pathlib
 
 from tfq import nn as quantized
-from tfq._ext import _C
 
 _FORMATS = (".json", ".html", ".png")
+# Modules that took the place of a float one, and the child that it became.
+_WRAPPED = {"time_embedding": "embedding", "class_embedding": "module", "add_embedding": "module"}
 
 
 class Report:
@@ -107,7 +108,10 @@ def report(unet):
             f"report: needs a model converted by tfq.convert, got a {type(unet).__name__}"
         )
     modules = dict(unet.named_modules())
-    layers = [_layer(modules.get(entry[0]), *entry) for entry in conversion.layers]
+    moved = _moved_layers(unet, [name for name, *_ in conversion.layers])
+    layers = [
+        _layer(modules.get(moved.get(name, name)), name, *entry) for name, *entry in conversion.layers
+    ]
     total = sum(layer["macs"] for layer in layers)
     native = sum(layer["macs"] for layer in layers if layer["path"] in ("conv2d_s8", "gemm_s8"))
     errors = conversion.temporal_errors
@@ -122,7 +126,6 @@ def report(unet):
                 "max_error": max(errors, default=0.0),
                 "chosen_tib_share": None,
             },
-            "isa": _C.isa(),
         }
     )
 
@@ -133,15 +136,29 @@ def weight_bytes(module):
     return sum(t.numel() * t.element_size() for t in tensors.values())
 
 
+def _moved_layers(unet, names):
+    """Where float layers of the temporal path are now: name in the float model -> name."""
+    moved = {}
+    for name in names:
+        parent, _, child = name.partition(".")
+        if parent in _WRAPPED:
+            moved[name] = f"{parent}.{_WRAPPED[parent]}.{child}"
+    for index, (block, _) in enumerate(unet.time_embedding.slots):
+        moved[f"{block}.time_emb_proj"] = f"time_embedding.projections.{index}"
+    return moved
+
+
 def _layer(module, name, kind, reason, macs, error):
     converted = isinstance(module, (quantized.Linear, quantized.Conv2d, quantized.ShortcutConv2d))
     path, range_ = "torch", None
+    bits = 0 if module is None else 8 * module.weight.element_size()  # 0: dropped
     if converted:
+        bits = 8
         is_conv = isinstance(module, quantized.Conv2d)
         path = "conv2d_s8" if is_conv else "gemm_s8"
         path = path if module.backend == "native" else "reference"
         range_ = "dynamic per token" if module.input.per_token else module.input.mode
     return {
         "name": name, "type": kind, "path": path, "reason": reason, "macs": macs,
-        "weight_bits": 8 if converted else 32, "range": range_, "error": error,
+        "weight_bits": bits, "range": range_, "error": error,
     }  # fmt: skip

@@ -94,13 +94,13 @@ def evaluate(unet, images, alphas_cumprod, count=EVALUATED_IMAGES, batch=128, se
     unet : diffusers.UNet2DModel
         float32.
     images : torch.Tensor
-        uint8 of shape (n, 1, 32, 32); the first `count` are used.
+        uint8 of shape (n, 1, 32, 32). `count` of them are drawn, for files may be sorted by class.
     alphas_cumprod : torch.Tensor
         float32 of shape (1000,).
     count, batch : int
         Number of images, and of images per call.
     seed : int
-        Seed of the noise; the timesteps are spread evenly over 0 to 999.
+        Seed of the choice and of the noise; the timesteps are spread evenly over 0 to 999.
 
     Returns
     -------
@@ -108,7 +108,7 @@ def evaluate(unet, images, alphas_cumprod, count=EVALUATED_IMAGES, batch=128, se
         Mean squared error per pixel; the noise has variance 1.
     """
     generator = torch.Generator().manual_seed(seed)
-    clean = normalize(images[:count])
+    clean = normalize(images[torch.randperm(len(images), generator=generator)[:count]])
     noise = torch.randn(clean.shape, generator=generator)
     timesteps = torch.linspace(0, 999, clean.shape[0]).round().long()
     noisy = add_noise(clean, noise, timesteps, alphas_cumprod)

@@ -90,39 +90,44 @@ def check_arguments(steps, images, threads, output):
 
 
 @torch.no_grad()
-def sample(unet, scheduler, noise, steps, name):
-    """Draw images with deterministic DDIM (eta 0).
+def sample(unets, scheduler, noise, steps):
+    """Draw images with deterministic DDIM (eta 0), every model from the same noise.
+
+    The models take turns at each step: whatever else the machine does meanwhile then slows all of
+    them alike, and their times stay comparable.
 
     Parameters
     ----------
-    unet : diffusers.UNet2DModel
+    unets : sequence of diffusers.UNet2DModel
     scheduler : diffusers.DDIMScheduler
         Copied, not changed.
     noise : torch.Tensor
         x_T, float32 of shape (n, 1, 32, 32).
     steps : int
-    name : str
-        Label of the progress bar.
 
     Returns
     -------
-    images : torch.Tensor
-        float32 of the shape of `noise`, clipped to [-1, 1].
-    ms_per_step : float
-        Median duration of the UNet's calls, milliseconds.
+    list of (torch.Tensor, float)
+        For each model its images, float32 of the shape of `noise`, clipped to [-1, 1], and the
+        median duration of its calls in milliseconds.
     """
     scheduler = copy.deepcopy(scheduler)
     scheduler.set_timesteps(steps)
-    x, durations = noise, []
-    unet(
-        x, scheduler.timesteps[0]
-    )  # the first call allocates and chooses kernels: not part of any step
-    for timestep in require("tqdm").tqdm(scheduler.timesteps, desc=f"{name:>7}", unit="step"):
-        started = time.perf_counter()
-        predicted = unet(x, timestep).sample
-        durations.append(1e3 * (time.perf_counter() - started))
-        x = scheduler.step(predicted, timestep, x, eta=0.0).prev_sample
-    return x.clamp(-1.0, 1.0), statistics.median(durations)
+    states = [noise] * len(unets)
+    durations = [[] for _ in unets]
+    for unet in unets:
+        unet(noise, scheduler.timesteps[0])  # allocates and chooses kernels: not part of any step
+    for timestep in require("tqdm").tqdm(scheduler.timesteps, desc="sampling", unit="step"):
+        for index, unet in enumerate(unets):
+            x = states[index]
+            started = time.perf_counter()
+            predicted = unet(x, timestep).sample
+            durations[index].append(1e3 * (time.perf_counter() - started))
+            states[index] = scheduler.step(predicted, timestep, x, eta=0.0).prev_sample
+    return [
+        (x.clamp(-1.0, 1.0), statistics.median(each))
+        for x, each in zip(states, durations, strict=True)
+    ]
 
 
 def psnr(images, reference):
@@ -175,11 +180,12 @@ def run_demo(steps=20, images=16, seed=0, output="tfq-demo.png", threads=None):
     unet, scheduler = load_model()
     noise = torch.randn(images, 1, 32, 32, generator=torch.Generator().manual_seed(seed))
 
-    float_images, float_ms = sample(unet, scheduler, noise, steps, "float32")
-    quantized = tfq.convert(copy.deepcopy(unet), scheduler=scheduler, num_inference_steps=steps)
-    int8_images, int8_ms = sample(quantized, scheduler, noise, steps, "INT8")
+    converted = tfq.convert(copy.deepcopy(unet), scheduler=scheduler, num_inference_steps=steps)
+    (float_images, float_ms), (int8_images, int8_ms) = sample(
+        [unet, converted], scheduler, noise, steps
+    )
 
-    report = tfq.report(quantized).to_dict()
+    report = tfq.report(converted).to_dict()
     float_bytes = sum(
         parameter.numel() * parameter.element_size() for parameter in unet.parameters()
     )
