@@ -5,7 +5,13 @@ import concurrent.futures
 import pytest
 import torch
 from conftest import available_levels
-from tolerance import MIN_BACKEND_SNR, assert_same_bits, assert_signal_to_noise, signal_to_noise
+from tolerance import (
+    MAX_BACKEND_GAP,
+    MIN_BACKEND_SNR,
+    assert_same_bits,
+    assert_signal_to_noise,
+    signal_to_noise,
+)
 from unets import FEW, build, clone, image, inputs, run
 
 import tfq
@@ -60,9 +66,11 @@ def test_reference_backend(name, dtype):
     reference, _ = calibrated(unet, backend="reference")
     expected = run(unet, kwargs)
     outputs = [run(model, kwargs) for model in (native, reference)]
-    assert_signal_to_noise(*outputs, MIN_BACKEND_SNR, name)
+    assert_signal_to_noise(*outputs, MIN_BACKEND_SNR[dtype], name)
     noise = [signal_to_noise(output, expected) for output in outputs]
-    assert abs(noise[0] - noise[1]) < 1, f"{noise} dB: the native backend is not the reference's"
+    assert abs(noise[0] - noise[1]) < MAX_BACKEND_GAP, (
+        f"{noise} dB: the native backend is not the reference's"
+    )
     paths = {layer["path"] for layer in tfq.report(reference).to_dict()["layers"]}
     assert paths == {"reference", "torch"}
 

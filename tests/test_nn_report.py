@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import torch
-from tolerance import assert_same_bits, assert_signal_to_noise
+from tolerance import MIN_LAYER_SNR, assert_same_bits, assert_signal_to_noise
 from unets import build, clone, inputs, run
 
 import tfq
@@ -18,8 +18,6 @@ from tfq._ext import _C
 from tfq.nn import Conv2d, Linear, ShortcutConv2d
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-# 8 bits on both sides, random weights and normal inputs. Seen: 38.8 and above.
-MIN_LAYER_SNR = 36
 LAYER_FIELDS = ["name", "type", "path", "reason", "macs", "weight_bits", "range", "error"]
 PATHS = {"conv2d_s8", "gemm_s8", "reference", "torch"}
 RANGES = {"timestep", "static", "dynamic", "dynamic per token", None}

@@ -66,6 +66,13 @@ def float_features(unet, timestep):
     return features
 
 
+def temporal_reasons(unet):
+    """Why the projections of the timestep are no INT8 layers, according to the report."""
+    names = {block["name"] for block in tfq.temporal_blocks(unet)["blocks"]}
+    layers = tfq.report(unet).to_dict()["layers"]
+    return {layer["reason"] for layer in layers if layer["name"] in names}
+
+
 def features_of_row(unet, timestep):
     """The same of a converted UNet's row; default `time_embedding_norm` only."""
     embedding = unet.time_embedding
@@ -277,10 +284,24 @@ def test_conditions_stay_live(name):
                 MIN_UNET_SNR[torch.float32],
                 f"timesteps {timesteps}, seed {seed}",
             )
-    assert not any(
-        layer["reason"] == "temporal block: folded"
-        for layer in tfq.report(converted).to_dict()["layers"]
-    )
+    assert temporal_reasons(converted) == {f"temporal block: float, as {JOINED[name][0]} joins it"}
+
+
+@pytest.mark.parametrize(
+    "name, temporal, reasons",
+    [
+        ("plain", "fold", {"folded"}),
+        ("plain", "float", {"float"}),
+        # ResBlocks without a fused kernel project the time embedding themselves.
+        ("gelu", "fold", {"float"}),
+        ("simple_cross", "fold", {"float"}),
+        ("resnet_samplers", "fold", {"folded", "float"}),
+        ("k_blocks", "fold", {"float, as time_embedding.cond_proj joins it"}),
+    ],
+)
+def test_report_says_what_is_folded(name, temporal, reasons):
+    converted = tfq.convert(build(name), TfqConfig(temporal=temporal))
+    assert temporal_reasons(converted) == {f"temporal block: {reason}" for reason in reasons}
 
 
 def test_two_classes_in_one_batch():

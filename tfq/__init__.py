@@ -29,8 +29,8 @@ _use_installed_package()
 from tfq import nn, ops, reference  # noqa: E402
 from tfq._version import __version__  # noqa: E402
 from tfq.config import TfqConfig  # noqa: E402
-from tfq.convert import convert  # noqa: E402
-from tfq.info import info  # noqa: E402
+from tfq.conversion import convert  # noqa: E402
+from tfq.environment import info  # noqa: E402
 from tfq.reporting import Report, report  # noqa: E402
 from tfq.temporal import temporal_blocks  # noqa: E402
 

@@ -95,14 +95,14 @@ def plan_layers(unet, config):
     known = dict(unet.named_modules())
     for name in config.modules_to_not_convert:
         if name not in known:
-            raise ValueError(f"convert: modules_to_not_convert has {name!r}, which is no module of the model")
+            raise ValueError(
+                f"convert: modules_to_not_convert has {name!r}, which is no module of the model"
+            )
     partition = temporal.temporal_blocks(unet)
     temporal_names = {block["name"] for block in partition["blocks"]}
-    temporal_reason = (
-        "temporal block: folded" if config.temporal == "fold" else "temporal block: float"
-    )
+    temporal_reason = "temporal block: float"
     if partition["conditions"]:
-        temporal_reason = f"temporal block: float, as {', '.join(partition['conditions'])} joins it"
+        temporal_reason += f", as {', '.join(partition['conditions'])} joins it"
     kept = {
         "conv_in": "first convolution: kept float",
         "conv_out": "last convolution: kept float",

@@ -208,6 +208,10 @@ def _convert(model, config, scheduler, steps, calibration, ranges, undo):
     undo.add(hook.remove)
 
     embedding = model.time_embedding
+    folded = {f"{name}.time_emb_proj" for name, _ in embedding.slots}
+    for plan in plans:
+        if plan.name in folded:
+            plan.reason = "temporal block: folded"
     if ranges != "dynamic":
         recorder = calibrate.RangeRecorder()
         for quantizer in quantizers:
