@@ -9,7 +9,6 @@ from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
     FlowMatchEulerDiscreteScheduler,
-    KarrasVeScheduler,
     ScoreSdeVeScheduler,
 )
 from tolerance import assert_same_bits
@@ -20,6 +19,16 @@ from tfq import TfqConfig
 from tfq.lowering import Undo
 
 FEW_STEPS = {"scheduler": DDIMScheduler(), "num_inference_steps": 2}
+
+
+class ForeignStep:
+    """A scheduler whose step needs more than a model's output (as diffusers' KarrasVeScheduler)."""
+
+    def set_timesteps(self, num_inference_steps):
+        raise AssertionError("the signature of step is checked first")
+
+    def step(self, model_output, sigma_hat, sigma_prev, sample_hat):
+        raise AssertionError("never called")
 
 
 class State:
@@ -186,7 +195,7 @@ def test_device_without_kernels():
         ("ddim", TypeError, ["scheduler must be a diffusers scheduler", "got str"]),
         (DDIMScheduler, TypeError, ["scheduler must be a diffusers scheduler", "DDIMScheduler"]),
         (ScoreSdeVeScheduler(), TypeError, ["step()", "got ScoreSdeVeScheduler"]),
-        (KarrasVeScheduler(), ValueError, ["step(model_output, timestep, sample)", "sigma_hat"]),
+        (ForeignStep(), ValueError, ["step(model_output, timestep, sample)", "sigma_hat"]),
     ],
     ids=str,
 )
@@ -369,12 +378,12 @@ def test_failure_after_any_change(name, monkeypatch):
 @pytest.mark.parametrize(
     "module, name",
     [
-        ("convert", "trace_shapes"),
-        ("convert", "plan_layers"),
-        ("convert", "CheckInputs"),
+        ("conversion", "trace_shapes"),
+        ("conversion", "plan_layers"),
+        ("conversion", "CheckInputs"),
         ("calibrate", "run_calibration"),
         ("calibrate", "install_ranges"),
-        ("convert", "Conversion"),
+        ("conversion", "Conversion"),
     ],
 )
 def test_failure_in_any_stage(module, name, monkeypatch):
@@ -383,7 +392,6 @@ def test_failure_in_any_stage(module, name, monkeypatch):
 
     unet = prepared("attention")
     with monkeypatch.context() as patch:
-        # tfq.convert is the function; the module of that name is elsewhere.
         patch.setattr(importlib.import_module(f"tfq.{module}"), name, fail)
         with refused(unet, Failure):
             tfq.convert(unet, **FEW_STEPS)

@@ -12,6 +12,7 @@ import torch
 
 from tfq import temporal
 from tfq.quantizer import QPARAMS_WIDTH
+from tfq.reference import qparams_from_range
 from tfq.shapes import example_inputs
 
 _LEVELS = 255
@@ -43,16 +44,6 @@ class RangeRecorder:
     def timesteps(self):
         """Timesteps seen, ascending."""
         return sorted(self._timesteps)
-
-
-def qparams_from_range(low, high):
-    """``(scale, 1/scale, zero-point)`` that cover [low, high] and 0, as the kernels compute them."""
-    low, high = torch.tensor([low, high], dtype=torch.float32)
-    scale = high / _LEVELS - low / _LEVELS
-    scale = torch.ones(()) if scale == 0 else scale.clamp_min(torch.finfo(torch.float32).tiny)
-    inverse = torch.ones(()) / scale
-    zero_point = (-low * inverse).round().clamp(0, _LEVELS)
-    return torch.stack([scale, inverse, zero_point])
 
 
 def check_scheduler(scheduler, num_inference_steps):
@@ -176,10 +167,11 @@ def install_ranges(embedding, quantizers, recorder, ranges):
         if None in seen:
             continue
         if ranges == "static":
-            low, high = min(low for low, _ in seen), max(high for _, high in seen)
-            quantizer.fixed = qparams_from_range(low, high)[None]
-            continue
-        for row, (low, high) in zip(rows, seen, strict=True):
-            row[quantizer.slot : quantizer.slot + QPARAMS_WIDTH] = qparams_from_range(low, high)
-        quantizer.use_table = True
+            seen = [(min(low for low, _ in seen), max(high for _, high in seen))]
+        qparams = qparams_from_range(*torch.tensor(seen).unbind(1))
+        if ranges == "static":
+            quantizer.fixed = qparams
+        else:
+            rows[:, quantizer.slot : quantizer.slot + QPARAMS_WIDTH] = qparams
+            quantizer.use_table = True
     embedding.set_rows(torch.tensor(timesteps), rows)
