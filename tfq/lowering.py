@@ -38,7 +38,6 @@ class LayerPlan:
     name: str
     module: nn.Module
     reason: str = ""  # why it stays float; empty: it is converted
-    macs: int | None = None
 
 
 class Undo:

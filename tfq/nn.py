@@ -22,7 +22,6 @@ class _QuantizedLayer:
         self.backend = backend
         self.name = name
         self.input = InputQuantizer(name, backend, per_token)
-        self.has_bias = layer.bias is not None
         self.train(False)
 
     def _register_weight(self, weight, suffix=""):

@@ -16,8 +16,6 @@ namespace py = pybind11;
 namespace tfq::bindings {
 namespace {
 
-using Qparams = std::pair<Address, int64_t>;
-
 QParams qparams_of(py::handle value) {
   const auto pair = value.cast<py::tuple>();
   return {pointer<const float>(pair[0].cast<Address>()), pair[1].cast<int64_t>()};
@@ -198,7 +196,6 @@ void bind_cpu(py::module_& module) {
   module.def("temporal_gather", temporal_gather);
   module.def("pack_weight", pack_weight);
   module.def("unpack_weight", unpack_weight);
-  module.def("packed_bytes", [](int64_t n, int64_t k) { return cpu::packed_bytes(n, k); });
 }
 
 }  // namespace tfq::bindings
