@@ -8,8 +8,9 @@ from unets import build, clone, image, inputs, run
 
 import tfq
 from tfq import TfqConfig
-from tfq.calibrate import RangeRecorder, qparams_from_range, run_trajectory
+from tfq.calibrate import RangeRecorder, run_trajectory
 from tfq.quantizer import QPARAMS_WIDTH, InputQuantizer
+from tfq.reference import qparams_from_range
 from tfq.temporal import VALUE_SLOT
 
 STEPS = 4
@@ -316,7 +317,8 @@ def test_mixed_batch_records_each_image_at_its_timestep():
     ],
 )
 def test_parameters_of_a_range(low, high, zero_point):
-    scale, inverse, zero = qparams_from_range(low, high).tolist()
+    ends = torch.tensor([[low], [high]], dtype=torch.float32)
+    ((scale, inverse, zero),) = qparams_from_range(*ends).tolist()
     assert scale > 0 and inverse > 0 and abs(zero - zero_point) <= 1
     assert zero == round(zero) and 0 <= zero <= 255
     assert torch.isfinite(torch.tensor([scale, inverse])).all()
