@@ -133,23 +133,17 @@ class Transformer2DModel(FloatTransformer2DModel):
         q, qparams = self.proj_in.input.group_norm(
             self.norm, image_tokens(hidden_states), silu=False
         )
-        tokens = _token_product(self.proj_in, q, qparams, out_dtype=hidden_states.dtype)
+        tokens = self.proj_in.token_product(q, qparams, out_dtype=hidden_states.dtype)
         return tokens, tokens.shape[-1]
 
     def _get_output_for_continuous_inputs(
         self, hidden_states, residual, batch_size, height, width, inner_dim
     ):
         q, qparams = self.proj_out.input.quantize(hidden_states.contiguous())
-        out = _token_product(
-            self.proj_out, q, qparams, residual=image_tokens(residual), out_dtype=residual.dtype
+        out = self.proj_out.token_product(
+            q, qparams, residual=image_tokens(residual), out_dtype=residual.dtype
         )
         return token_image(out, (height, width))
-
-
-def _token_product(layer, q, qparams, **epilogue):
-    """A Linear, or a 1x1 Conv2d, on uint8 tokens."""
-    product = layer.token_product if hasattr(layer, "token_product") else layer.product
-    return product(q, qparams, **epilogue)
 
 
 def is_standard_feed_forward(ff):

@@ -56,6 +56,14 @@ class _QuantizedLayer:
     def _packed(self, suffix=""):
         return tuple(getattr(self, f"weight_{part}{suffix}") for part in ("packed", "scale", "sum"))
 
+    def token_product(self, q, qparams, **epilogue):
+        """The layer (a Linear, a 1x1 Conv2d) on uint8 tokens; keywords as :func:`tfq.ops.gemm_s8`."""
+        self._check_channels(q.shape[-1])
+        weight, scale, weight_sum = self._packed()
+        return backends.get(self.backend).gemm_s8(
+            q, qparams, weight, scale, weight_sum, self.bias, **epilogue
+        )
+
 
 class Linear(_QuantizedLayer, nn.Linear):
     """Linear layer on the INT8 GEMM; its input is quantised per token.
@@ -80,13 +88,7 @@ class Linear(_QuantizedLayer, nn.Linear):
         x = x.contiguous()
         return self.product(*self.input.quantize(x), out_dtype=x.dtype)
 
-    def product(self, q, qparams, **epilogue):
-        """The layer on an input that is uint8 already; keywords as :func:`tfq.ops.gemm_s8`."""
-        self._check_channels(q.shape[-1])
-        weight, scale, weight_sum = self._packed()
-        return backends.get(self.backend).gemm_s8(
-            q, qparams, weight, scale, weight_sum, self.bias, **epilogue
-        )
+    product = _QuantizedLayer.token_product
 
 
 class Conv2d(_QuantizedLayer, nn.Conv2d):
@@ -125,14 +127,6 @@ class Conv2d(_QuantizedLayer, nn.Conv2d):
             q, qparams, weight, scale, weight_sum, self.bias, kernel_size=self.kernel_size,
             stride=self.stride, padding=self.pads if padding is None else padding, **epilogue,
         )  # fmt: skip
-
-    def token_product(self, q, qparams, **epilogue):
-        """A 1x1 convolution on uint8 tokens ``(batch, tokens, in_channels)``."""
-        self._check_channels(q.shape[-1])
-        weight, scale, weight_sum = self._packed()
-        return backends.get(self.backend).gemm_s8(
-            q, qparams, weight, scale, weight_sum, self.bias, **epilogue
-        )
 
 
 class ShortcutConv2d(_QuantizedLayer, nn.Conv2d):
