@@ -115,5 +115,7 @@ def check_packed(operation, packed, n, k):
 def vector(operation, name, tensor, dtype, n):
     require(operation, name, tensor, (dtype,), 1)
     if tensor.shape[0] != n or tensor.stride(0) != 1:
-        raise ValueError(f"{operation}: {name} must be contiguous ({n},), got {tuple(tensor.shape)}")
+        raise ValueError(
+            f"{operation}: {name} must be contiguous ({n},), got {tuple(tensor.shape)}"
+        )
     return tensor.data_ptr()

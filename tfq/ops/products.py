@@ -20,7 +20,17 @@ from tfq.ops._checks import (
 
 
 def _epilogue(
-    operation, rows, n, qparams, weight_scale, weight_sum, bias, temporal, residual, out, out_qparams
+    operation,
+    rows,
+    n,
+    qparams,
+    weight_scale,
+    weight_sum,
+    bias,
+    temporal,
+    residual,
+    out,
+    out_qparams,
 ):
     """The native form of struct Epilogue (csrc/common/api.h); checks what the kernels rely on."""
     native, rows_per_group = native_qparams(operation, "qparams", qparams, rows)
@@ -128,7 +138,17 @@ def gemm_s8(
     _check_residual("gemm_s8", residual, out, require_contiguous)
     rows = x.numel() // k if k else 0
     epilogue = _epilogue(
-        "gemm_s8", rows, n, qparams, weight_scale, weight_sum, bias, temporal, residual, out, out_qparams
+        "gemm_s8",
+        rows,
+        n,
+        qparams,
+        weight_scale,
+        weight_sum,
+        bias,
+        temporal,
+        residual,
+        out,
+        out_qparams,
     )
     _C.gemm_s8(x.data_ptr(), rows, n, k, weight.data_ptr(), epilogue)
     return out
@@ -173,7 +193,9 @@ def conv2d_s8(
     _out_dtype("conv2d_s8", out_dtype)
     batch, channels, height, width = x.shape
     n = weight_scale.shape[0]
-    (kernel_h, kernel_w), (stride_h, stride_w), pads = normalize_padding(kernel_size, stride, padding)
+    (kernel_h, kernel_w), (stride_h, stride_w), pads = normalize_padding(
+        kernel_size, stride, padding
+    )
     if upsample not in (1, 2):
         raise ValueError(f"conv2d_s8: upsample must be 1 or 2, got {upsample}")
     out_h, out_w = conv_output_size(
@@ -181,7 +203,9 @@ def conv2d_s8(
     )
     check_packed("conv2d_s8", weight, n, kernel_h * kernel_w * channels)
     if qparams.shape[0] not in (1, batch):
-        raise ValueError(f"conv2d_s8: qparams must be (1, 3) or ({batch}, 3), got {tuple(qparams.shape)}")
+        raise ValueError(
+            f"conv2d_s8: qparams must be (1, 3) or ({batch}, 3), got {tuple(qparams.shape)}"
+        )
     out = torch.empty((batch, n, out_h, out_w), dtype=out_dtype, memory_format=torch.channels_last)
     _check_residual("conv2d_s8", residual, out, require_dense)
     epilogue = _epilogue(
