@@ -120,3 +120,13 @@ def test_temporal_gather(benchmark, batch):
     rows = torch.arange(batch)
     moved = batch * table.shape[1] * 8
     measure(benchmark, lambda: ops.temporal_gather(table, rows), moved_bytes=moved)
+
+
+@pytest.mark.benchmark(group="temporal_gather")
+@pytest.mark.parametrize("batch", [1, 4])
+def test_temporal_gather_of_a_quantized_table(benchmark, batch):
+    table = torch.randint(0, 256, (50, 22 * 1280), dtype=torch.uint8)
+    options = {"qparams": torch.rand(50, 22, 2), "offsets": torch.arange(23) * 1280}
+    rows = torch.arange(batch)
+    moved = batch * table.shape[1] * 5
+    measure(benchmark, lambda: ops.temporal_gather(table, rows, **options), moved_bytes=moved)

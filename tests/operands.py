@@ -120,3 +120,20 @@ def layer_norm_operands(rows, channels, dtype=torch.float32):
         "weight": uniform((channels,), 0.5, 1.5),
         "bias": torch.randn(channels) * 0.3,
     }
+
+
+def quantized_table_operands(table_rows, widths, rows):
+    """A uint8 table whose features have `widths`, each row and feature with its own parameters."""
+    qparams = torch.stack(
+        [
+            uniform((table_rows, len(widths)), 0.005, 0.05),
+            torch.randint(0, 256, (table_rows, len(widths))).float(),
+        ],
+        dim=2,
+    )
+    return {
+        "table": torch.randint(0, 256, (table_rows, sum(widths)), dtype=torch.uint8),
+        "rows": torch.tensor(rows, dtype=torch.int64),
+        "qparams": qparams,
+        "offsets": torch.tensor([0, *widths]).cumsum(0),
+    }

@@ -34,6 +34,13 @@ BUILDERS = {
     },
 }
 
+# A quantised table of two features for temporal_gather.
+TABLE = {
+    "table": torch.zeros(4, 6, dtype=torch.uint8),
+    "qparams": torch.ones(4, 2, 2),
+    "offsets": torch.tensor([0, 2, 6]),
+}
+
 # (operation, arguments that differ from a correct call, error, part of the message)
 CASES = [
     ("gemm_s8", {"x": [1, 2]}, TypeError, "gemm_s8: x must be a tensor, got list"),
@@ -165,6 +172,25 @@ CASES = [
     ("temporal_gather", {"table": torch.zeros(4, 6).T}, ValueError, "table must be contiguous"),
     ("temporal_gather", {"rows": torch.tensor([4])}, ValueError,
      r"rows must be in \[0, 4\), got rows\[0\] = 4"),
+    ("temporal_gather", {"table": torch.zeros(4, 6, dtype=torch.uint8)}, TypeError,
+     "temporal_gather: qparams must be a tensor, got NoneType"),
+    ("temporal_gather", {"offsets": torch.tensor([0, 6])}, ValueError,
+     "offsets belongs to a uint8 table, got a float32 table"),
+    ("temporal_gather", {"qparams": torch.ones(4, 1, 2)}, ValueError,
+     "qparams belongs to a uint8 table, got a float32 table"),
+    ("temporal_gather", TABLE | {"qparams": torch.ones(4, 1, 2)}, ValueError,
+     r"qparams must be \(table_rows, n, 2\) and offsets \(n \+ 1,\) with 4 table rows, got "
+     r"\(4, 1, 2\) and \(3,\)"),
+    ("temporal_gather", TABLE | {"offsets": torch.tensor([0, 2, 6]).int()}, TypeError,
+     "offsets must be int64, got int32"),
+    ("temporal_gather", TABLE | {"offsets": torch.tensor([1, 2, 6])}, ValueError,
+     "offsets must begin with 0, got 1"),
+    ("temporal_gather", TABLE | {"offsets": torch.tensor([0, 7, 6])}, ValueError,
+     r"offsets must not fall, got offsets\[2\] = 6 after 7"),
+    ("temporal_gather", TABLE | {"offsets": torch.tensor([0, 2, 5])}, ValueError,
+     "offsets must end with the table's width 6, got 5"),
+    ("temporal_gather", TABLE | {"qparams": torch.ones(2, 2, 4).permute(2, 1, 0)}, ValueError,
+     "qparams must be contiguous"),
     ("pack_weight", {"weight": torch.zeros(4, 6)}, TypeError,
      "pack_weight: weight must be int8, got float32"),
     ("pack_weight", {"weight": torch.zeros(4, dtype=torch.int8)}, ValueError,

@@ -8,6 +8,7 @@ from operands import (
     gemm_operands,
     group_norm_operands,
     layer_norm_operands,
+    quantized_table_operands,
     random_images,
     random_qparams,
     strided_rows,
@@ -81,6 +82,7 @@ CASES = {
     ],
     "temporal_gather": [
         lambda: {"table": torch.randn(4, 6), "rows": torch.tensor([3, 0, 3])},
+        lambda: quantized_table_operands(4, [5, 0, 1], [3, 0, 3]),
     ],
     "gemm_s8": [
         lambda: gemm_operands(6, 5, 64),

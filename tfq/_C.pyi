@@ -41,3 +41,7 @@ def geglu_quantize(
 def temporal_gather(
     table: int, table_rows: int, width: int, rows: int, count: int, out: int, /
 ) -> None: ...
+def temporal_gather_dequantize(
+    table: int, table_rows: int, width: int, qparams: int, offsets: int, features: int, rows: int,
+    count: int, out: int, /,
+) -> None: ...

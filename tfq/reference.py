@@ -187,8 +187,8 @@ def geglu_quantize(x, *, qparams=None):
     return _quantize_tokens((value * F.gelu(gate)).float(), qparams)
 
 
-def temporal_gather(table, rows):
-    """``table[rows]``, see :func:`tfq.ops.temporal_gather`."""
+def temporal_gather(table, rows, *, qparams=None, offsets=None):
+    """``table[rows]``, dequantised if it is uint8, see :func:`tfq.ops.temporal_gather`."""
     outside = ((rows < 0) | (rows >= table.shape[0])).nonzero().flatten()
     if outside.numel():
         first = int(outside[0])
@@ -196,7 +196,10 @@ def temporal_gather(table, rows):
             f"temporal_gather: rows must be in [0, {table.shape[0]}), got rows[{first}] = "
             f"{int(rows[first])}"
         )
-    return table[rows]
+    if qparams is None:
+        return table[rows]
+    scale, zero_point = qparams[rows].repeat_interleave(offsets.diff(), dim=1).unbind(2)
+    return (table[rows].float() - zero_point) * scale
 
 
 def gemm_s8(

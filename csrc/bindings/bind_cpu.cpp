@@ -174,6 +174,24 @@ void temporal_gather(Address table, int64_t table_rows, int64_t width, Address r
   cpu::temporal_gather(args);
 }
 
+void temporal_gather_dequantize(Address table, int64_t table_rows, int64_t width, Address qparams,
+                                Address offsets, int64_t features, Address rows, int64_t count,
+                                Address out) {
+  check_sizes("temporal_gather", {table_rows, width, features, count});
+  check_not_null("temporal_gather", {offsets});
+  const TemporalDequantizeArgs args{pointer<const uint8_t>(table),
+                                    table_rows,
+                                    width,
+                                    pointer<const float>(qparams),
+                                    pointer<const int64_t>(offsets),
+                                    features,
+                                    pointer<const int64_t>(rows),
+                                    count,
+                                    pointer<float>(out)};
+  py::gil_scoped_release release;
+  cpu::temporal_gather_dequantize(args);
+}
+
 void pack_weight(Address weight, int64_t n, int64_t k, Address packed, Address weight_sum) {
   check_sizes("pack_weight", {n, k});
   check_not_null("pack_weight", {weight, packed, weight_sum});
@@ -215,6 +233,7 @@ void bind_cpu(py::module_& module) {
   module.def("layer_norm_quantize", layer_norm_quantize);
   module.def("geglu_quantize", geglu_quantize);
   module.def("temporal_gather", temporal_gather);
+  module.def("temporal_gather_dequantize", temporal_gather_dequantize);
   module.def("pack_weight", pack_weight);
   module.def("unpack_weight", unpack_weight);
   module.def("pack_weight_s4", pack_weight_s4);

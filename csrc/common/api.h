@@ -141,4 +141,17 @@ struct TemporalGatherArgs {
   float* out;  // (count, width)
 };
 
+// The same of a quantised table whose columns are n features, each with parameters per row:
+//   out[i][c] = f32(f32(table[rows[i]][c] - z) * s),  (s, z) = qparams[rows[i]][feature of c]
+struct TemporalDequantizeArgs {
+  const uint8_t* table;  // (table_rows, width)
+  int64_t table_rows, width;
+  const float* qparams;    // (table_rows, features, 2) of scale and zero-point
+  const int64_t* offsets;  // (features + 1) columns at which features begin, from 0 up to width
+  int64_t features;
+  const int64_t* rows;  // (count), each in [0, table_rows)
+  int64_t count;
+  float* out;  // (count, width)
+};
+
 }  // namespace tfq

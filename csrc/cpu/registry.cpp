@@ -63,5 +63,8 @@ const layer_norm_kernel& select_layer_norm(Level level) {
   return select<layer_norm_kernel>("layer_norm", level);
 }
 const geglu_kernel& select_geglu(Level level) { return select<geglu_kernel>("geglu", level); }
+const temporal_gather_kernel& select_temporal_gather(Level level) {
+  return select<temporal_gather_kernel>("temporal_gather", level);
+}
 
 }  // namespace tfq::cpu

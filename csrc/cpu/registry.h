@@ -10,6 +10,7 @@
 #include "cpu/isa.h"
 #include "cpu/norm_act/norm_act.h"
 #include "cpu/quantize/quantize.h"
+#include "cpu/temporal_gather/temporal_gather.h"
 
 namespace tfq::cpu {
 
@@ -30,5 +31,6 @@ const quantize_kernel& select_quantize(Level level);
 const group_norm_kernel& select_group_norm(Level level);
 const layer_norm_kernel& select_layer_norm(Level level);
 const geglu_kernel& select_geglu(Level level);
+const temporal_gather_kernel& select_temporal_gather(Level level);
 
 }  // namespace tfq::cpu

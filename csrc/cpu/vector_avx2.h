@@ -16,11 +16,20 @@ struct VectorAvx2 {
   static Float load(const uint16_t* x) {
     return bf16_to_f32x8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x)));
   }
+  static Float load(const uint8_t* x) {
+    return u8_to_f32x8(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(x)));
+  }
   static Float load_first(const float* x, int64_t count) {
     return load_f32x8(x, DType::kFloat32, 0, count);
   }
   static Float load_first(const uint16_t* x, int64_t count) {
     return load_f32x8(x, DType::kBFloat16, 0, count);
+  }
+  static Float load_first(const uint8_t* x, int64_t count) {
+    if (count >= kLanes) return load(x);
+    uint8_t lanes[kLanes] = {};
+    std::memcpy(lanes, x, static_cast<size_t>(count));
+    return load(lanes);
   }
   static void store(float* out, Float x) { _mm256_storeu_ps(out, x); }
   static void store_first(float* out, Float x, int64_t count) {

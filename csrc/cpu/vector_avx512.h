@@ -3,6 +3,7 @@
 // own name, so that they cannot differ between levels and no instantiation is shared between them.
 // Every function works lane by lane; nothing here depends on the number of lanes.
 //
+//   load                                      float32; bfloat16 and uint8 become float32
 //   load_first, store_first, quantize_first   `count` lanes of memory, all when count >= kWidth;
 //                                             the other lanes load as 0
 //   keep_first(x, count)                      the other lanes become 0
@@ -27,11 +28,17 @@ struct VectorAvx512 {
   static Float load(const uint16_t* x) {
     return bf16_to_f32x16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x)));
   }
+  static Float load(const uint8_t* x) {
+    return u8_to_f32x16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x)));
+  }
   static Float load_first(const float* x, int64_t count) {
     return load_f32x16(x, DType::kFloat32, 0, lane_mask(count));
   }
   static Float load_first(const uint16_t* x, int64_t count) {
     return load_f32x16(x, DType::kBFloat16, 0, lane_mask(count));
+  }
+  static Float load_first(const uint8_t* x, int64_t count) {
+    return u8_to_f32x16(_mm_maskz_loadu_epi8(lane_mask(count), x));
   }
   static void store(float* out, Float x) { _mm512_storeu_ps(out, x); }
   static void store_first(float* out, Float x, int64_t count) {

@@ -18,8 +18,10 @@ struct VectorScalar {
   static Float set(float x) { return x; }
   static Float load(const float* x) { return *x; }
   static Float load(const uint16_t* x) { return bf16_to_float(*x); }
+  static Float load(const uint8_t* x) { return static_cast<float>(*x); }
   static Float load_first(const float* x, int64_t) { return load(x); }
   static Float load_first(const uint16_t* x, int64_t) { return load(x); }
+  static Float load_first(const uint8_t* x, int64_t) { return load(x); }
   static void store(float* out, Float x) { *out = x; }
   static void store_first(float* out, Float x, int64_t) { store(out, x); }
   static Float keep_first(Float x, int64_t) { return x; }

@@ -37,7 +37,7 @@ SCHEMAS = {
     "layer_norm_quantize.static": f"({_LAYER_NORM}, *, Tensor qparams) -> Tensor",
     "geglu_quantize": "(Tensor x) -> (Tensor q, Tensor qparams)",
     "geglu_quantize.static": "(Tensor x, *, Tensor qparams) -> Tensor",
-    "temporal_gather": "(Tensor table, Tensor rows) -> Tensor",
+    "temporal_gather": "(Tensor table, Tensor rows, *, Tensor? qparams=None, Tensor? offsets=None) -> Tensor",
     "gemm_s8": f"({_OPERANDS}, {_EPILOGUE}) -> Tensor",
     "conv2d_s8": f"({_OPERANDS}, {_GEOMETRY}, {_EPILOGUE}) -> Tensor",
 }  # fmt: skip
@@ -87,8 +87,8 @@ def _fake_geglu_quantize(x, *, qparams=None):
     return q if qparams is not None else (q, _ranges(x, _tokens(x)))
 
 
-def _fake_temporal_gather(table, rows):
-    return table.new_empty((rows.shape[0], table.shape[1]))
+def _fake_temporal_gather(table, rows, *, qparams=None, offsets=None):
+    return table.new_empty((rows.shape[0], table.shape[1]), dtype=torch.float32)
 
 
 def _fake_gemm_s8(
