@@ -72,6 +72,18 @@ def weight_operands_s4(shape):
     }
 
 
+def packed_weight(shape, four_bits=False, **options):
+    """Arguments of ``dequantize_weight`` from random integers of `shape`."""
+    made = weight_operands_s4(shape) if four_bits else weight_operands(shape)
+    return {
+        "packed": made["weight"],
+        "scale": made["weight_scale"],
+        "shape": shape,
+        "zero_point": made.get("weight_zero_point"),
+        **options,
+    }
+
+
 def gemm_operands(m, n, k, groups=1):
     return {
         "x": torch.randint(0, 256, (m, k), dtype=torch.uint8),

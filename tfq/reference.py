@@ -16,6 +16,7 @@ from tfq.geometry import normalize_padding
 
 __all__ = [
     "conv2d_s8",
+    "dequantize_weight",
     "geglu_quantize",
     "gemm_s8",
     "group_norm_silu_quantize",
@@ -100,6 +101,13 @@ def unpack_weight_s4(packed, shape):
     halves = packed.flatten(2)
     values = torch.cat([halves & 15, halves >> 4], dim=2)
     return unpack_weight(values.unflatten(2, (PANEL_COLUMNS, QUAD)), shape)
+
+
+def dequantize_weight(packed, scale, shape, *, zero_point=None, dtype=torch.float32):
+    """Packed weights as floats, see :func:`tfq.ops.dequantize_weight`."""
+    integers = _integer_weight(packed, zero_point, shape).float()
+    out = (integers * scale.view(-1, *[1] * (len(shape) - 1))).to(dtype)
+    return out.contiguous(memory_format=torch.channels_last) if out.dim() == 4 else out
 
 
 def _weight_rows(weight):

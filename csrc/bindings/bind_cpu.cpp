@@ -5,6 +5,7 @@
 #include "bindings/args.h"
 #include "bindings/bindings.h"
 #include "cpu/conv2d_s8/conv2d_s8.h"
+#include "cpu/dequantize_weight/dequantize_weight.h"
 #include "cpu/gemm_s8/gemm_s8.h"
 #include "cpu/gemm_s8/packed_layout.h"
 #include "cpu/norm_act/norm_act.h"
@@ -223,6 +224,20 @@ void unpack_weight_s4(Address packed, int64_t n, int64_t k, Address q) {
   cpu::unpack_weight_s4(pointer<const uint8_t>(packed), n, k, pointer<uint8_t>(q));
 }
 
+void dequantize_weight(Address weight, Address zero_point, int64_t n, int64_t k, Address scale,
+                       Address out, int32_t out_dtype) {
+  check_sizes("dequantize_weight", {n, k});
+  const DequantizeWeightArgs args{{pointer<const void>(weight), pointer<const uint8_t>(zero_point)},
+                                  n,
+                                  k,
+                                  pointer<const float>(scale),
+                                  pointer<void>(out),
+                                  dtype_of(py::int_(out_dtype))};
+  TFQ_CHECK(args.out_dtype != DType::kUInt8, "dequantize_weight: a weight is float32 or bfloat16");
+  py::gil_scoped_release release;
+  cpu::dequantize_weight(args);
+}
+
 }  // namespace
 
 void bind_cpu(py::module_& module) {
@@ -238,6 +253,7 @@ void bind_cpu(py::module_& module) {
   module.def("unpack_weight", unpack_weight);
   module.def("pack_weight_s4", pack_weight_s4);
   module.def("unpack_weight_s4", unpack_weight_s4);
+  module.def("dequantize_weight", dequantize_weight);
 }
 
 }  // namespace tfq::bindings

@@ -77,6 +77,15 @@ struct ConvArgs {
   Epilogue epilogue;
 };
 
+// out[i][j] = f32(f32(w[i][j]) * scale[i]) of the integers w, rounded again if bfloat16.
+struct DequantizeWeightArgs {
+  PackedWeight weight;
+  int64_t n, k;
+  const float* scale;  // (n)
+  void* out;           // (n, k), dense
+  DType out_dtype;     // float32 or bfloat16
+};
+
 // q = clamp(i32(rne(f32(x * r))) + z, 0, 255); NaN -> z.
 struct QuantizeArgs {
   const void* x;  // (groups, group_size), dense

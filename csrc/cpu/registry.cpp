@@ -50,6 +50,9 @@ const gemm_s8_kernel& select_gemm_s8(Level level) {
 const expand_s4_kernel& select_expand_s4(Level level) {
   return select<expand_s4_kernel>("expand_s4", level);
 }
+const dequantize_weight_kernel& select_dequantize_weight(Level level) {
+  return select<dequantize_weight_kernel>("dequantize_weight", level);
+}
 const epilogue_kernel& select_epilogue(Level level) {
   return select<epilogue_kernel>("epilogue", level);
 }
