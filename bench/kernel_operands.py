@@ -55,3 +55,12 @@ def linear_case(linear, batch):
         "residual": torch.randn(rows, linear.out_channels),
     }
     return operands, weight
+
+
+def as_four_bit(operands, weight):
+    """The same call with weights of 4 bits: those of the int8 `weight`, random zero-points."""
+    zero_point = torch.randint(0, 16, weight.shape[:1], dtype=torch.uint8)
+    packed, weight_sum = ops.pack_weight_s4(weight.view(torch.uint8) & 15, zero_point)
+    return operands | {
+        "weight": packed, "weight_sum": weight_sum, "weight_zero_point": zero_point
+    }  # fmt: skip

@@ -8,7 +8,7 @@ multiplication and an addition count as two), GB/s of bytes that have to be read
 import pytest
 import torch
 import unet_shapes as shapes
-from kernel_operands import conv_case, linear_case, random_images
+from kernel_operands import as_four_bit, conv_case, linear_case, random_images
 
 from tfq import ops
 from tfq._ext import _C
@@ -45,20 +45,26 @@ def measure(benchmark, call, *, operations=0, moved_bytes=0):
 
 
 @pytest.mark.benchmark(group="conv2d_s8")
+@pytest.mark.parametrize("weight_bits", [8, 4])
 @pytest.mark.parametrize(
     "shape, batch", cases((SD15, shapes.SD15_CONVS), (DDPM, shapes.DDPM_CONVS))
 )
-def test_conv2d_s8(benchmark, shape, batch):
-    operands, _ = conv_case(shape, batch)
+def test_conv2d_s8(benchmark, shape, batch, weight_bits):
+    operands, weight = conv_case(shape, batch)
+    if weight_bits == 4:
+        operands = as_four_bit(operands, weight)
     measure(benchmark, lambda: ops.conv2d_s8(**operands), operations=shape.operations(batch))
 
 
 @pytest.mark.benchmark(group="gemm_s8")
+@pytest.mark.parametrize("weight_bits", [8, 4])
 @pytest.mark.parametrize(
     "shape, batch", cases((SD15, shapes.SD15_LINEARS), (DDPM, shapes.DDPM_LINEARS))
 )
-def test_gemm_s8(benchmark, shape, batch):
-    operands, _ = linear_case(shape, batch)
+def test_gemm_s8(benchmark, shape, batch, weight_bits):
+    operands, weight = linear_case(shape, batch)
+    if weight_bits == 4:
+        operands = as_four_bit(operands, weight)
     measure(benchmark, lambda: ops.gemm_s8(**operands), operations=shape.operations(batch))
 
 

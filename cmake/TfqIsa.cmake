@@ -8,16 +8,19 @@ set(TFQ_FLAGS_AMX ${TFQ_FLAGS_AVX512VNNI} -mamx-tile -mamx-int8)
 
 set(TFQ_SOURCES_SCALAR
   csrc/cpu/epilogue/scalar.cpp
+  csrc/cpu/expand_s4/scalar.cpp
   csrc/cpu/norm_act/scalar.cpp
   csrc/cpu/quantize/scalar.cpp
   csrc/cpu/gemm_s8/scalar.cpp)
 set(TFQ_SOURCES_AVX2
   csrc/cpu/epilogue/avx2.cpp
+  csrc/cpu/expand_s4/avx2.cpp
   csrc/cpu/norm_act/avx2.cpp
   csrc/cpu/quantize/avx2.cpp
   csrc/cpu/gemm_s8/avx2.cpp)
 set(TFQ_SOURCES_AVX512
   csrc/cpu/epilogue/avx512.cpp
+  csrc/cpu/expand_s4/avx512.cpp
   csrc/cpu/norm_act/avx512.cpp
   csrc/cpu/quantize/avx512.cpp)
 set(TFQ_SOURCES_AVX512VNNI

@@ -57,6 +57,21 @@ def weight_operands(shape, limit=127):
     }
 
 
+def weight_operands_s4(shape):
+    """The same from random 4-bit values of `shape`, with their zero-points."""
+    zero_point = torch.randint(0, 16, shape[:1], dtype=torch.uint8)
+    q = torch.randint(0, 16, shape, dtype=torch.uint8)
+    packed, weight_sum = ops.pack_weight_s4(q, zero_point)
+    n = shape[0]
+    return {
+        "weight": packed,
+        "weight_scale": uniform((n,), 0.01, 0.1),
+        "weight_sum": weight_sum,
+        "bias": torch.randn(n),
+        "weight_zero_point": zero_point,
+    }
+
+
 def gemm_operands(m, n, k, groups=1):
     return {
         "x": torch.randint(0, 256, (m, k), dtype=torch.uint8),

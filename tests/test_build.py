@@ -111,7 +111,9 @@ def test_every_kernel_is_in_a_family_and_a_level():
     kernels = _C.kernels()
     assert len({name for _, name, _ in kernels}) == len(kernels)
     families = {family for family, _, _ in kernels}
-    assert families == {"gemm_s8", "epilogue", "quantize", "group_norm", "layer_norm", "geglu"}
+    assert families == {
+        "gemm_s8", "expand_s4", "epilogue", "quantize", "group_norm", "layer_norm", "geglu",
+    }  # fmt: skip
     for family in families:
         levels = [level for f, _, level in kernels if f == family]
         assert levels[0] == "scalar" and len(set(levels)) == len(levels)

@@ -16,13 +16,16 @@ from operands import (
     layer_norm_operands,
     random_images,
     random_qparams,
+    weight_operands_s4,
 )
 from tolerance import assert_same_bits
 
 from tfq import ops
 from tfq._ext import _C
 
+FOUR_BITS = " of 4 bits"
 IMAGE_CASES = {
+    "conv2d_s8 of 4 bits": [(4, 40, 9, 8, 70, 3, 1, 1, 1)],
     "conv2d_s8": [
         (4, 40, 9, 8, 70, 3, 1, 1, 1),
         (3, 64, 16, 16, 96, 3, 2, 1, 1),
@@ -36,6 +39,7 @@ IMAGE_CASES = {
     "quantize": [(4, 33, 9, 7), (3, 320, 32, 32)],
 }
 ROW_CASES = {
+    "gemm_s8 of 4 bits": [(154, 77, 130), (1024, 320, 320), (33, 1000, 64)],
     "gemm_s8": [(154, 77, 130), (1024, 320, 320), (33, 1000, 64)],
     "layer_norm_quantize": [(200, 768), (1024, 320), (7, 4099)],
     "geglu_quantize": [(200, 640), (33, 2560), (5, 4099)],
@@ -50,6 +54,10 @@ CASES = [
 
 def build(name, shape):
     """Keyword arguments of the operation `name`, different in every image and row."""
+    if name.endswith(FOUR_BITS):
+        operands = build(name.removesuffix(FOUR_BITS), shape)
+        depth = shape[2:] if name.startswith("gemm_s8") else (shape[1], shape[5], shape[5])
+        return operands | weight_operands_s4((operands["weight_scale"].shape[0], *depth))
     if name == "conv2d_s8":
         operands = conv_operands(shape)
         y = ops.conv2d_s8(**operands)
@@ -70,7 +78,7 @@ def build(name, shape):
 
 
 def call(name, operands):
-    result = getattr(ops, name)(**operands)
+    result = getattr(ops, name.removesuffix(FOUR_BITS))(**operands)
     return result if isinstance(result, tuple) else (result,)
 
 
@@ -188,6 +196,7 @@ AT_THE_END_OF_MEMORY = """
     sizes = range(1, 98, 3)
     cases = [("gemm_s8", (1 + s % 9, s, 1 + s * 7 % 97)) for s in sizes]
     cases += [("gemm_s8", (s, 16, 64)) for s in sizes]
+    cases += [("gemm_s8 of 4 bits", (1 + s % 9, s, 1 + s * 7 % 97)) for s in sizes]
     cases += [("conv2d_s8", (1, s, 3, 2, 5, 3, 1, 1, 1)) for s in sizes]
     cases += [("conv2d_s8", (1, 64, 3, s, 5, 1, 1, 0, 1)) for s in sizes]
     cases += [("quantize", (2, s, 1, 3)) for s in sizes]

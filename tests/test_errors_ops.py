@@ -7,6 +7,7 @@ from operands import (
     gemm_operands,
     group_norm_operands,
     random_qparams,
+    weight_operands_s4,
 )
 
 from tfq import ops
@@ -27,6 +28,10 @@ BUILDERS = {
     "geglu_quantize": lambda: {"x": torch.randn(4, 6)},
     "temporal_gather": lambda: {"table": torch.randn(4, 6), "rows": torch.tensor([0])},
     "pack_weight": lambda: {"weight": torch.zeros(4, 6, dtype=torch.int8)},
+    "pack_weight_s4": lambda: {
+        "q": torch.zeros(4, 6, dtype=torch.uint8),
+        "zero_point": torch.zeros(4, dtype=torch.uint8),
+    },
 }
 
 # (operation, arguments that differ from a correct call, error, part of the message)
@@ -40,7 +45,20 @@ CASES = [
     ("gemm_s8", {"weight": torch.zeros(2, 16, 16, 4, dtype=torch.int8)}, ValueError,
      r"packed weight for n=5, k=64 must be contiguous \(1, 16, 16, 4\), got \(2, 16, 16, 4\)"),
     ("gemm_s8", {"weight": torch.zeros(1, 16, 16, 4)}, TypeError,
-     "weight must be int8, got float32"),
+     "weight must be int8 or uint8, got float32"),
+    ("gemm_s8", {"weight": torch.zeros(1, 16, 16, 2, dtype=torch.uint8)}, ValueError,
+     r"gemm_s8: a uint8 weight \(4-bit, from pack_weight_s4\) needs weight_zero_point, got None"),
+    ("gemm_s8", {"weight": torch.zeros(1, 16, 16, 4, dtype=torch.uint8)}, ValueError,
+     r"packed weight for n=5, k=64 must be contiguous \(1, 16, 16, 2\), got \(1, 16, 16, 4\)"),
+    ("gemm_s8", {"weight_zero_point": torch.zeros(5, dtype=torch.uint8)}, ValueError,
+     r"weight_zero_point is for a 4-bit weight \(uint8, from pack_weight_s4\), got an int8 weight"),
+    ("gemm_s8", weight_operands_s4((5, 64)) | {"weight_zero_point": torch.zeros(5)}, TypeError,
+     "weight_zero_point must be uint8, got float32"),
+    ("gemm_s8",
+     weight_operands_s4((5, 64)) | {"weight_zero_point": torch.zeros(4, dtype=torch.uint8)},
+     ValueError, r"weight_zero_point must be contiguous \(5,\), got \(4,\)"),
+    ("conv2d_s8", {"weight_zero_point": torch.zeros(5, dtype=torch.uint8)}, ValueError,
+     "conv2d_s8: weight_zero_point is for a 4-bit weight"),
     ("gemm_s8", {"qparams": random_qparams(4)}, ValueError,
      r"gemm_s8: qparams must be \(groups, 3\) with groups dividing 6 rows, got shape \(4, 3\)"),
     ("gemm_s8", {"qparams": torch.zeros(0, 3)}, ValueError, r"qparams must be \(groups, 3\)"),
@@ -153,6 +171,16 @@ CASES = [
      "weight must be 2-D or 4-D"),
     ("pack_weight", {"weight": torch.full((2, 2), -128, dtype=torch.int8)}, ValueError,
      r"weights must be in \[-127, 127\], got -128"),
+    ("pack_weight_s4", {"q": torch.zeros(4, 6, dtype=torch.int8)}, TypeError,
+     "pack_weight_s4: q must be uint8, got int8"),
+    ("pack_weight_s4", {"q": torch.full((4, 6), 16, dtype=torch.uint8)}, ValueError,
+     r"pack_weight_s4: q must be in \[0, 15\], got 16"),
+    ("pack_weight_s4", {"zero_point": torch.full((4,), 99, dtype=torch.uint8)}, ValueError,
+     r"pack_weight_s4: zero_point must be in \[0, 15\], got 99"),
+    ("pack_weight_s4", {"zero_point": torch.zeros(6, dtype=torch.uint8)}, ValueError,
+     r"zero_point must be contiguous \(4,\), got \(6,\)"),
+    ("pack_weight_s4", {"q": torch.zeros(4, dtype=torch.uint8)}, ValueError,
+     "q must be 2-D or 4-D"),
 ]  # fmt: skip
 
 
@@ -221,10 +249,10 @@ def test_unknown_level():
 def test_native_arguments_are_checked_again():
     """What could corrupt memory is refused below Python, too."""
     with pytest.raises(ValueError, match="sizes must not be negative, got -1"):
-        _C.gemm_s8(0, -1, 1, 1, 0, (0,) * 13)
+        _C.gemm_s8(0, -1, 1, 1, 0, 0, (0,) * 13)
     with pytest.raises(ValueError, match="epilogue must have 13 entries, got 2"):
-        _C.gemm_s8(0, 1, 1, 1, 0, (0, 0))
+        _C.gemm_s8(0, 1, 1, 1, 0, 0, (0, 0))
     with pytest.raises(ValueError, match="geometry must have 14 entries, got 1"):
-        _C.conv2d_s8(0, (1,), 0, (0,) * 13)
+        _C.conv2d_s8(0, (1,), 0, 0, (0,) * 13)
     with pytest.raises(ValueError, match="a required tensor has no memory"):
         _C.pack_weight(0, 1, 1, 0, 0)

@@ -11,6 +11,7 @@ from operands import (
     random_images,
     random_qparams,
     strided_rows,
+    weight_operands_s4,
 )
 from tolerance import assert_same_bits
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -91,6 +92,7 @@ CASES = {
         lambda: (
             gemm_operands(6, 5, 64) | {"out_dtype": torch.uint8, "out_qparams": random_qparams(1)}
         ),
+        lambda: gemm_operands(6, 5, 64) | weight_operands_s4((5, 64)),
         lambda: (
             gemm_operands(6, 5, 64) | {"x": torch.randint(0, 256, (2, 3, 64), dtype=torch.uint8)}
         ),
@@ -99,6 +101,7 @@ CASES = {
         lambda: conv((2, 8, 4, 6, 5, 3, 1, 1, 1), residual=True, temporal=True),
         lambda: conv((2, 8, 5, 4, 17, (2, 3), (2, 1), (0, 1, 0, 1), 1), groups=1, bias=None),
         lambda: conv((1, 8, 4, 4, 5, 3, 2, 1, 2), out_dtype=torch.bfloat16),
+        lambda: conv((2, 8, 4, 6, 5, 3, 1, 1, 1)) | weight_operands_s4((5, 8, 3, 3)),
         lambda: conv((2, 8, 3, 3, 1, 3, 1, 0, 1)),
         lambda: conv(
             (2, 8, 4, 4, 5, 1, 1, 0, 1), out_dtype=torch.uint8, out_qparams=random_qparams(2)

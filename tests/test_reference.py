@@ -112,6 +112,37 @@ def test_packed_layout(shape):
     assert torch.equal(reference.unpack_weight(packed, shape), weight)
 
 
+@pytest.mark.parametrize("shape", [(1, 1), (16, 64), (17, 65), (5, 3, 2, 3)])
+def test_packed_layout_s4(shape):
+    q = torch.randint(0, 16, shape, dtype=torch.uint8)
+    zero_point = torch.randint(0, 16, shape[:1], dtype=torch.uint8)
+    packed, weight_sum = reference.pack_weight_s4(q, zero_point)
+    rows = q if q.dim() == 2 else q.permute(0, 2, 3, 1).flatten(1)
+    for n, k in ((0, 0), (rows.shape[0] - 1, rows.shape[1] - 1)):
+        byte = packed[n // 16, k // 4].flatten()[n % 8 * 4 + k % 4]
+        assert (byte >> 4 if n % 16 >= 8 else byte & 15) == rows[n, k]
+    centred = q.long() - zero_point.long().view(-1, *[1] * (len(shape) - 1))
+    assert torch.equal(weight_sum.long(), centred.flatten(1).sum(1))
+    assert torch.equal(reference.unpack_weight_s4(packed, shape), q)
+    # Whatever is read past the end of a row is a weight of 0.
+    n, k = rows.shape
+    padded = reference.unpack_weight_s4(packed, (n, -(-k // 64) * 64))
+    assert torch.equal(padded[:, k:], zero_point[:, None].expand_as(padded[:, k:]))
+
+
+def test_gemm_of_4_bit_weights_by_hand():
+    q = torch.tensor([[0, 8, 15], [3, 3, 4]], dtype=torch.uint8)
+    zero_point = torch.tensor([8, 3], dtype=torch.uint8)
+    packed, weight_sum = reference.pack_weight_s4(q, zero_point)
+    assert weight_sum.tolist() == [-1, 1]
+    y = reference.gemm_s8(
+        torch.tensor([[10, 11, 12]], dtype=torch.uint8), torch.tensor([[0.5, 2.0, 10.0]]), packed,
+        torch.tensor([2.0, 1.0]), weight_sum, weight_zero_point=zero_point,
+    )  # fmt: skip
+    # (0, 1, 2) times (-8, 0, 7) and (0, 0, 1).
+    assert y.tolist() == [[14.0, 1.0]]
+
+
 def test_quantize_by_hand():
     qparams = torch.tensor([[0.5, 2.0, 100.0]])
     x = torch.tensor(

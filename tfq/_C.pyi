@@ -13,22 +13,65 @@ def set_max_isa(name: str, /) -> None: ...
 def kernels() -> list[tuple[str, str, str]]: ...
 def pack_weight(weight: int, n: int, k: int, packed: int, weight_sum: int, /) -> None: ...
 def unpack_weight(packed: int, n: int, k: int, weight: int, /) -> None: ...
-def gemm_s8(x: int, m: int, n: int, k: int, weight: int, epilogue: tuple, /) -> None: ...
-def conv2d_s8(x: int, geometry: tuple, weight: int, epilogue: tuple, /) -> None: ...
+def pack_weight_s4(
+    q: int, zero_point: int, n: int, k: int, packed: int, weight_sum: int, /
+) -> None: ...
+def unpack_weight_s4(packed: int, n: int, k: int, q: int, /) -> None: ...
+def gemm_s8(
+    x: int, m: int, n: int, k: int, weight: int, weight_zero_point: int, epilogue: tuple, /
+) -> None: ...
+def conv2d_s8(
+    x: int, geometry: tuple, weight: int, weight_zero_point: int, epilogue: tuple, /
+) -> None: ...
 def quantize(
-    x: int, x_dtype: int, groups: int, group_size: int, qparams: tuple, dynamic_qparams: int, out: int, /
+    x: int,
+    x_dtype: int,
+    groups: int,
+    group_size: int,
+    qparams: tuple,
+    dynamic_qparams: int,
+    out: int,
+    /,
 ) -> None: ...
 def group_norm_silu_quantize(
-    x: int, x2: int, x_dtype: int, shape: tuple, eps: float, silu: bool, weight: int, bias: int,
-    affine_stride: int, qparams: tuple, dynamic_qparams: int, out: int, /,
+    x: int,
+    x2: int,
+    x_dtype: int,
+    shape: tuple,
+    eps: float,
+    silu: bool,
+    weight: int,
+    bias: int,
+    affine_stride: int,
+    qparams: tuple,
+    dynamic_qparams: int,
+    out: int,
+    /,
 ) -> None: ...
 def layer_norm_quantize(
-    x: int, x_dtype: int, rows: int, channels: int, eps: float, weight: int, bias: int, qparams: tuple,
-    rows_per_group: int, dynamic_qparams: int, out: int, /,
+    x: int,
+    x_dtype: int,
+    rows: int,
+    channels: int,
+    eps: float,
+    weight: int,
+    bias: int,
+    qparams: tuple,
+    rows_per_group: int,
+    dynamic_qparams: int,
+    out: int,
+    /,
 ) -> None: ...
 def geglu_quantize(
-    x: int, x_dtype: int, rows: int, channels: int, qparams: tuple, rows_per_group: int,
-    dynamic_qparams: int, out: int, /,
+    x: int,
+    x_dtype: int,
+    rows: int,
+    channels: int,
+    qparams: tuple,
+    rows_per_group: int,
+    dynamic_qparams: int,
+    out: int,
+    /,
 ) -> None: ...
 def temporal_gather(
     table: int, table_rows: int, width: int, rows: int, count: int, out: int, /

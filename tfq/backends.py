@@ -1,10 +1,10 @@
-"""The two implementations of the operations, by name."""
+"""The implementations of the operations, by name."""
 
-from tfq import ops, reference
+from tfq import ops, reference, weight_only
 
-_BACKENDS = {"native": ops, "reference": reference}
+_BACKENDS = {"native": ops, "reference": reference, "weight_only": weight_only}
 
 
 def get(name):
-    """The module with the operations: :mod:`tfq.ops` or :mod:`tfq.reference`."""
+    """The module with the operations: :mod:`tfq.ops`, :mod:`tfq.reference` or :mod:`tfq.weight_only`."""
     return _BACKENDS[name]

@@ -1,8 +1,8 @@
-"""Static ranges from the model's own trajectory.
+"""The calls that calibrate a model: its own trajectories, or what the user gives.
 
-The model is calibrated as it will run: already lowered, with dynamic ranges. One trajectory of a
-sampler visits every timestep, so recording what the dynamic ranges were costs one UNet call a step,
-O(T) in all, where restarting from noise for each timestep would cost O(T^2).
+One trajectory of a sampler visits every timestep, so a calibration costs one UNet call a step, O(T) in
+all, where restarting from noise for each timestep would cost O(T^2). Ranges are recorded on the model
+as it will run, already lowered, with dynamic ranges.
 """
 
 import copy
@@ -10,40 +10,10 @@ import inspect
 
 import torch
 
-from tfq import temporal
-from tfq.quantizer import QPARAMS_WIDTH
-from tfq.reference import qparams_from_range
 from tfq.shapes import example_inputs
 
-_LEVELS = 255
+DEFAULT_STEPS = 50
 _STEP_ARGUMENTS = ("model_output", "timestep", "sample")
-
-
-class RangeRecorder:
-    """Smallest and largest value of each input at each timestep."""
-
-    def __init__(self):
-        self.ranges = {}  # (quantizer, timestep) -> (low, high)
-        self._timesteps = set()
-
-    def see(self, embedding, args):
-        """Forward pre-hook of the TemporalEmbedding: notes the timesteps of each call."""
-        self._timesteps.update(temporal.decode_timesteps(args[0]).tolist())
-
-    def add(self, quantizer, row, qparams):
-        """Record the dynamic parameters ``(batch, 3)`` that belong to the rows of a batch."""
-        scale, zero_point = qparams[:, 0].double(), qparams[:, 2].double()
-        lows, highs = -zero_point * scale, (_LEVELS - zero_point) * scale
-        timesteps = row[:, temporal.VALUE_SLOT].tolist()
-        for timestep, low, high in zip(timesteps, lows.tolist(), highs.tolist(), strict=True):
-            key = (quantizer, timestep)
-            old = self.ranges.get(key, (0.0, 0.0))
-            self.ranges[key] = (min(old[0], low), max(old[1], high))
-
-    @property
-    def timesteps(self):
-        """Timesteps seen, ascending."""
-        return sorted(self._timesteps)
 
 
 def check_scheduler(scheduler, num_inference_steps):
@@ -54,7 +24,11 @@ def check_scheduler(scheduler, num_inference_steps):
                 f"convert: scheduler must be a diffusers scheduler with {method}(), got "
                 f"{getattr(scheduler, '__name__', type(scheduler).__name__)}"
             )
-    needed = [p.name for p in inspect.signature(scheduler.step).parameters.values() if p.default is p.empty]
+    needed = [
+        p.name
+        for p in inspect.signature(scheduler.step).parameters.values()
+        if p.default is p.empty
+    ]
     if needed != list(_STEP_ARGUMENTS):
         raise ValueError(
             f"convert: scheduler must have step({', '.join(_STEP_ARGUMENTS)}), but "
@@ -66,7 +40,9 @@ def check_scheduler(scheduler, num_inference_steps):
             f"{num_inference_steps!r}"
         )
     if num_inference_steps < 1:
-        raise ValueError(f"convert: num_inference_steps must be at least 1, got {num_inference_steps}")
+        raise ValueError(
+            f"convert: num_inference_steps must be at least 1, got {num_inference_steps}"
+        )
     scheduler = copy.deepcopy(scheduler)
     try:
         scheduler.set_timesteps(num_inference_steps)
@@ -94,7 +70,9 @@ def run_trajectory(unet, scheduler, num_inference_steps, images, seed):
         scaled = sample
         if hasattr(scheduler, "scale_model_input"):
             scaled = scheduler.scale_model_input(sample, timestep)
-        output = unet(**{**inputs, "sample": scaled.to(unet.dtype), "timestep": timestep}).sample.float()
+        output = unet(
+            **{**inputs, "sample": scaled.to(unet.dtype), "timestep": timestep}
+        ).sample.float()
         if output.shape[1] == 2 * sample.shape[1] and not _reads_variance(scheduler):
             output = output.chunk(2, dim=1)[0]
         try:
@@ -113,7 +91,11 @@ def run_calibration(unet, calibration, scheduler, num_inference_steps, config):
     if isinstance(calibration, int) or calibration is None:
         for trajectory in range(1 if calibration is None else calibration):
             run_trajectory(
-                unet, scheduler, num_inference_steps, config.calibration_samples, config.seed + trajectory
+                unet,
+                scheduler,
+                num_inference_steps,
+                config.calibration_samples,
+                config.seed + trajectory,
             )
         return
     parameters = inspect.signature(type(unet).forward).parameters
@@ -147,31 +129,24 @@ def run_calibration(unet, calibration, scheduler, num_inference_steps, config):
         )
 
 
-def install_ranges(embedding, quantizers, recorder, ranges):
-    """Build the table for the timesteps seen and make the recorded inputs static.
+def record_calls(unet, calibration, scheduler, num_inference_steps, config):
+    """Arguments of every UNet call of a calibration run of the float model.
 
-    Parameters
-    ----------
-    embedding : TemporalEmbedding
-    quantizers : list of InputQuantizer
-        Those with a reserved place in a row.
-    recorder : RangeRecorder
-    ranges : {"timestep", "static"}
+    Returns
+    -------
+    list of dict
+        Keyword arguments of ``unet.forward``, tensors on the device they came on.
     """
-    timesteps = recorder.timesteps
-    if not timesteps:
-        raise ValueError("convert: calibration made no call of the UNet")
-    rows = torch.cat([embedding.compute_rows(torch.tensor([t])) for t in timesteps])
-    for quantizer in quantizers:
-        seen = [recorder.ranges.get((quantizer, t)) for t in timesteps]
-        if None in seen:
-            continue
-        if ranges == "static":
-            seen = [(min(low for low, _ in seen), max(high for _, high in seen))]
-        qparams = qparams_from_range(*torch.tensor(seen).unbind(1))
-        if ranges == "static":
-            quantizer.fixed = qparams
-        else:
-            rows[:, quantizer.slot : quantizer.slot + QPARAMS_WIDTH] = qparams
-            quantizer.use_table = True
-    embedding.set_rows(torch.tensor(timesteps), rows)
+    names = tuple(inspect.signature(type(unet).forward).parameters)[1:]
+    calls = []
+
+    def record(module, args, kwargs):
+        call = {**dict(zip(names, args, strict=False)), **kwargs}
+        calls.append({k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in call.items()})
+
+    handle = unet.register_forward_pre_hook(record, with_kwargs=True)
+    try:
+        run_calibration(unet, calibration, scheduler, num_inference_steps, config)
+    finally:
+        handle.remove()
+    return calls

@@ -15,16 +15,8 @@ _CHOICES = {
     "backend": ("native", "reference"),
 }
 
-# What this version implements of the values above; the others are named in the error.
-_IMPLEMENTED = {
-    "weights": ("int8",),
-    "activations": ("int8",),
-    "range_estimator": ("minmax",),
-    "temporal": ("fold", "float"),
-    "reconstruction": ("none",),
-    "precision": ("uniform",),
-    "attention": ("auto", "float"),
-}
+_COUNTS = (("calibration_samples", 1), ("reconstruction_steps", 0))
+_FLAGS = ("fsc_output_tap", "split_skip", "drop_tib")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,36 +25,46 @@ class TfqConfig:
 
     Parameters
     ----------
-    weights : {"int8"}
-        Stored weights: int8, symmetric, one scale per output channel.
-    activations : {"int8"}
-        uint8 with zero-point.
+    weights : {"int8", "int4", "float"}
+        Stored weights, one scale per output channel: int8, symmetric; or int4, asymmetric, two per byte.
+        "float" is reserved: it would leave nothing to convert.
+    activations : {"int8", "float"}
+        uint8 with zero-point; or the model's dtype (weight-only: integers are expanded as they are used).
     activation_ranges : {"auto", "timestep", "static", "dynamic"}
         "timestep": one range per layer and timestep; "static": one per layer; "dynamic": from each
         image (each token in linears) at run time; "auto": "timestep" with calibration, else "dynamic".
-    range_estimator : {"minmax"}
-    temporal : {"fold", "float"}
-        "fold": the temporal features become rows of a table read by the kernels' epilogue; "float":
-        the time embedding and its projections run in float at every call.
+    range_estimator : {"minmax", "ema", "percentile", "mse"}
+        Of static ranges: the extremes; their moving average over images (momentum 0.95); the 99.99 %
+        of the values in the middle; or the range of least squared error.
+    temporal : {"fold", "cache", "tib", "select", "float"}
+        Where the temporal features come from at run time. "fold": a float table, read by the kernels'
+        epilogue; "cache": a table in 8 bits; "tib": the time embedding and its projections on integers,
+        ranges by timestep; "select": per timestep and block whichever of these two is closer to float;
+        "float": the float block, at every call.
     fsc_output_tap : bool
-        Reserved for ``temporal="tib"``.
-    reconstruction : {"none"}
-    precision : {"uniform"}
+        Quantize the features that ``temporal="tib"`` or "select" computes, too (the figure of the
+        journal; the released code does not).
+    reconstruction : {"none", "temporal", "block"}
+        Rounding of the weights by what it does to outputs: "temporal": of the temporal block over all
+        timesteps; "block": of all other blocks, and of the temporal block where it stays.
+    precision : {"auto", "uniform"}
+        "auto": layers whose estimated effect on the output exceeds `error_budget` get a finer
+        treatment, listed in the report. Needs calibration; without it, "uniform".
     error_budget : float
-        Reserved for ``precision="auto"``.
+        Largest relative error of the model's output that one layer may cause.
     split_skip : bool
-        Quantise the two halves of a skip concatenation with a range of their own in shortcuts.
-    attention : {"auto", "float"}
+        Quantize the two halves of a skip concatenation with a range of their own in shortcuts.
+    attention : {"auto", "float", "int8"}
         Dot products of attention: "auto" runs them in bfloat16 where the CPU has it, "float" in the
-        model's own dtype.
+        model's own dtype, "int8" on integers, softmax included.
     backend : {"native", "reference"}
         "reference" runs the same integers in plain torch.
     modules_to_not_convert : tuple of str
         Names of modules (or parents) whose layers stay float.
     calibration_samples : int
         Images per calibration trajectory.
-    reconstruction_steps : int
-        Reserved for ``reconstruction``.
+    reconstruction_steps : int or None
+        Gradient steps per block; 0: the closed form alone; None: what each reconstruction recommends.
     seed : int
         Of the calibration noise and class labels.
     drop_tib : bool
@@ -76,14 +78,14 @@ class TfqConfig:
     temporal: str = "fold"
     fsc_output_tap: bool = False
     reconstruction: str = "none"
-    precision: str = "uniform"
-    error_budget: float = 0.0
+    precision: str = "auto"
+    error_budget: float = 0.05
     split_skip: bool = True
     attention: str = "auto"
     backend: str = "native"
     modules_to_not_convert: tuple[str, ...] = ()
     calibration_samples: int = 8
-    reconstruction_steps: int = 0
+    reconstruction_steps: int | None = None
     seed: int = 0
     drop_tib: bool = False
 
@@ -91,33 +93,66 @@ class TfqConfig:
         for name, choices in _CHOICES.items():
             value = getattr(self, name)
             if value not in choices:
-                raise ValueError(f"TfqConfig: {name} must be one of {', '.join(choices)}, got {value!r}")
-            implemented = _IMPLEMENTED.get(name, choices)
-            if value not in implemented:
-                raise NotImplementedError(
-                    f"TfqConfig: {name}={value!r} is not implemented in this version; "
-                    f"implemented: {', '.join(implemented)}"
+                raise ValueError(
+                    f"TfqConfig: {name} must be one of {', '.join(choices)}, got {value!r}"
                 )
-        for name in ("fsc_output_tap", "split_skip", "drop_tib"):
+        for name in _FLAGS:
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"TfqConfig: {name} must be a bool, got {getattr(self, name)!r}")
-        for name, least in (("calibration_samples", 1), ("reconstruction_steps", 0)):
+        for name, least in _COUNTS:
             value = getattr(self, name)
+            if value is None and name == "reconstruction_steps":
+                continue
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ValueError(f"TfqConfig: {name} must be an int of at least {least}, got {value!r}")
+                raise ValueError(
+                    f"TfqConfig: {name} must be an int of at least {least}, got {value!r}"
+                )
         if not isinstance(self.seed, int) or isinstance(self.seed, bool):
             raise ValueError(f"TfqConfig: seed must be an int, got {self.seed!r}")
         budget = self.error_budget
         if not isinstance(budget, (int, float)) or isinstance(budget, bool) or not budget >= 0:
-            raise ValueError(f"TfqConfig: error_budget must be a number of at least 0, got {budget!r}")
+            raise ValueError(
+                f"TfqConfig: error_budget must be a number of at least 0, got {budget!r}"
+            )
         names = self.modules_to_not_convert
         if not isinstance(names, (tuple, list)) or not all(isinstance(name, str) for name in names):
             raise ValueError(
                 f"TfqConfig: modules_to_not_convert must be a sequence of module names, got {names!r}"
             )
         object.__setattr__(self, "modules_to_not_convert", tuple(self.modules_to_not_convert))
-        if self.drop_tib and self.temporal == "float":
-            raise ValueError("TfqConfig: drop_tib=True needs temporal='fold', got temporal='float'")
+        self._check_combinations()
+
+    def _check_combinations(self):
+        if self.drop_tib and self.temporal not in ("fold", "cache"):
+            raise ValueError(
+                f"TfqConfig: drop_tib=True needs temporal='fold' or 'cache', got temporal={self.temporal!r}"
+            )
+        quantized = self.temporal in ("tib", "select")
+        if self.reconstruction == "temporal" and not quantized:
+            raise ValueError(
+                f"TfqConfig: reconstruction='temporal' needs temporal='tib' or 'select', got "
+                f"temporal={self.temporal!r}, which has no rounded weights"
+            )
+        if self.fsc_output_tap and not quantized:
+            raise ValueError(
+                f"TfqConfig: fsc_output_tap=True needs temporal='tib' or 'select', got "
+                f"temporal={self.temporal!r}"
+            )
+        if self.weights == "float":
+            raise NotImplementedError(
+                "TfqConfig: weights='float' leaves nothing to convert; use modules_to_not_convert to keep "
+                "some layers float"
+            )
+        if self.activations == "float" and self.activation_ranges not in ("auto", "dynamic"):
+            raise ValueError(
+                f"TfqConfig: activation_ranges={self.activation_ranges!r} needs activations='int8', got "
+                f"activations='float'"
+            )
+
+    @property
+    def weight_bits(self):
+        """8 or 4; 8 where `weights` is "float"."""
+        return 4 if self.weights == "int4" else 8
 
     def to_dict(self):
         """Plain dict, JSON-serialisable."""

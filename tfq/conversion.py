@@ -1,64 +1,38 @@
 """The conversion of a model, in place and all or nothing."""
 
 import dataclasses
-import inspect
 
 import torch
-from diffusers import UNet2DConditionModel, UNet2DModel
-from torch import nn
 
-from tfq import calibrate, temporal
+from tfq import calibrate, checks, ranges, sensitivity
 from tfq.config import TfqConfig
-from tfq.lowering import Lowering, Undo, plan_layers
+from tfq.lowering import Lowering, Undo
+from tfq.plan import plan_layers
 from tfq.shapes import trace_shapes
+from tfq.temporal_modes import (
+    TABLE_MODES,
+    FloatFeatures,
+    TemporalErrors,
+    install_features,
+    relative_error,
+)
+from tfq.weights import quantize_weight
 
-_DTYPES = (torch.float32, torch.bfloat16)
-_DEFAULT_STEPS = 50
-# Where no timesteps are given, the temporal error is measured at these.
-_PROBE_TIMESTEPS = (0.0, 1.0, 10.0, 100.0, 500.0, 999.0)
+_TEMPORAL_REASONS = {
+    "fold": "folded",
+    "cache": "cached in 8 bits",
+    "tib": "quantized, ranges by timestep",
+    "select": "quantized or cached, by timestep and block",
+}
 
 
 @dataclasses.dataclass
 class Conversion:
-    """What :func:`tfq.report` needs to know of a conversion."""
+    """What :func:`tfq.report` and a saved model need to know of a conversion."""
 
     config: TfqConfig
-    layers: list  # of (name, type, reason, macs, weight error)
-    temporal_errors: list  # relative error of each (timestep, feature)
-
-
-class CheckInputs:
-    """Forward pre-hook of a converted UNet: inputs the kernels cannot take raise here, by name."""
-
-    def __init__(self, model):
-        self.in_channels, self.dtype = model.config.in_channels, model.dtype
-        self.names = tuple(inspect.signature(type(model).forward).parameters)[1:]
-
-    def __call__(self, module, args, kwargs):
-        """Check ``sample``, and that no input requires grad."""
-        inputs = {**dict(zip(self.names, args, strict=False)), **kwargs}
-        if "sample" not in inputs:
-            return  # forward itself says what is missing
-        sample = inputs["sample"]
-        if not isinstance(sample, torch.Tensor):
-            raise TypeError(f"UNet: sample must be a tensor, got {type(sample).__name__}")
-        for name, value in inputs.items():
-            if isinstance(value, torch.Tensor) and value.requires_grad:
-                raise ValueError(
-                    f"UNet: {name} requires grad, but a converted model is inference-only; "
-                    f"pass {name}.detach()"
-                )
-        if sample.dim() != 4 or sample.shape[1] != self.in_channels:
-            raise ValueError(
-                f"UNet: sample must be (batch, {self.in_channels}, height, width), got "
-                f"{tuple(sample.shape)}"
-            )
-        if sample.dtype is not self.dtype:
-            raise TypeError(f"UNet: sample must be {self.dtype} as the model, got {sample.dtype}")
-        if sample.device.type != "cpu":
-            raise NotImplementedError(
-                f"UNet: sample is on '{sample.device}'; this build of tfq has native kernels for 'cpu' only"
-            )
+    plans: list  # of LayerPlan
+    temporal: TemporalErrors
 
 
 def convert(
@@ -101,145 +75,133 @@ def convert(
     >>> unet = tfq.convert(unet, scheduler=DDIMScheduler(), num_inference_steps=2)
     """
     config = TfqConfig() if config is None else config
-    _check_arguments(model, config, scheduler, num_inference_steps, calibration, prompts)
-    ranges = _resolve_ranges(model, config, scheduler, calibration)
+    checks.check_arguments(model, config, scheduler, num_inference_steps, calibration, prompts)
+    kind = checks.resolve_ranges(model, config, scheduler, calibration)
     undo = Undo()
+    source = _Calibration(
+        calibration, scheduler, num_inference_steps or calibrate.DEFAULT_STEPS, config
+    )
     try:
-        _convert(model, config, scheduler, num_inference_steps or _DEFAULT_STEPS, calibration, ranges, undo)
+        _convert(model, config, source, kind, undo)
     except BaseException:
         undo.rollback()
         raise
     return model
 
 
-def _check_arguments(model, config, scheduler, num_inference_steps, calibration, prompts):
-    if not isinstance(config, TfqConfig):
-        raise TypeError(f"convert: config must be a TfqConfig, got {type(config).__name__}")
-    if not isinstance(model, nn.Module):
-        raise TypeError(
-            f"convert: model must be a UNet2DModel or UNet2DConditionModel, got {type(model).__name__}"
-        )
-    if prompts is not None:
-        raise NotImplementedError(
-            "convert: prompts= is for pipelines, which this version does not convert; pass pipe.unet and "
-            "calibration="
-        )
-    if isinstance(getattr(model, "time_embedding", None), temporal.TemporalEmbedding):
-        raise ValueError("convert: model is converted already; load or build the float model again")
-    if not any(isinstance(m, (nn.Conv2d, nn.Linear)) for m in model.modules()):
-        raise ValueError(f"convert: {type(model).__name__} has no Conv2d or Linear: nothing to convert")
-    if not isinstance(model, (UNet2DModel, UNet2DConditionModel)):
-        raise TypeError(
-            f"convert: model must be a UNet2DModel or UNet2DConditionModel, got {type(model).__name__}"
-        )
-    for name, parameter in model.named_parameters():
-        if parameter.device.type != "cpu":
-            raise NotImplementedError(
-                f"convert: parameter {name} is on '{parameter.device}'; this build of tfq has native "
-                f"kernels for 'cpu' only"
-            )
-        if parameter.dtype not in _DTYPES:
-            raise TypeError(
-                f"convert: parameters must be float32 or bfloat16, got {parameter.dtype} for {name}"
-            )
-        if not torch.isfinite(parameter).all():
-            raise ValueError(f"convert: parameter {name} has NaN or infinite values")
-    if num_inference_steps is not None and scheduler is None:
-        raise ValueError(f"convert: num_inference_steps={num_inference_steps} needs scheduler=")
-    if scheduler is not None:
-        calibrate.check_scheduler(
-            scheduler, _DEFAULT_STEPS if num_inference_steps is None else num_inference_steps
-        )
-    if isinstance(calibration, bool) or (isinstance(calibration, int) and calibration < 1):
-        raise ValueError(f"convert: calibration must be at least 1 trajectory, got {calibration}")
-    if isinstance(calibration, int) and scheduler is None:
-        raise ValueError(f"convert: calibration={calibration} trajectories need scheduler=")
-    iterable = hasattr(calibration, "__iter__") and not isinstance(calibration, (dict, str))
-    if not (calibration is None or isinstance(calibration, int) or callable(calibration) or iterable):
-        raise TypeError(
-            f"convert: calibration must be an int, an iterable of dicts or a callable, got "
-            f"{type(calibration).__name__}"
-        )
+class _Calibration:
+    """The calibration calls, made at most once on the float model."""
 
+    def __init__(self, calibration, scheduler, steps, config):
+        self.calibration = calibration
+        self.scheduler = scheduler
+        self.steps = steps
+        self.config = config
+        self.calls = None
 
-def _resolve_ranges(model, config, scheduler, calibration):
-    """"timestep", "static" or "dynamic"; raises if it needs calibration that is not there."""
-    has_data = calibration is not None and not isinstance(calibration, int)
-    calibrated = scheduler is not None or has_data
-    ranges = config.activation_ranges
-    if ranges == "auto":
-        ranges = "timestep" if calibrated else "dynamic"
-    if ranges != "dynamic":
-        if not calibrated:
-            raise ValueError(
-                f"convert: activation_ranges={ranges!r} needs scheduler= or calibration= to calibrate with"
+    def can_run(self, model):
+        """Whether there are calls to record: given ones, or the model's own sampling."""
+        if self.calibration is not None and not isinstance(self.calibration, int):
+            return True
+        return self.scheduler is not None and not checks.why_it_cannot_sample(model)
+
+    def record(self, model):
+        """Arguments of each call of the float model (kept: a generator can be run through once)."""
+        if self.calls is None:
+            self.calls = calibrate.record_calls(
+                model, self.calibration, self.scheduler, self.steps, self.config
             )
-        if isinstance(model, UNet2DConditionModel) and not has_data:
-            raise ValueError(
-                "convert: the model needs encoder_hidden_states: pass calibration= or "
-                "convert(pipe, prompts=...)"
-            )
-        inputs, outputs = model.config.in_channels, model.config.out_channels
-        if not has_data and outputs not in (inputs, 2 * inputs):
-            raise ValueError(
-                f"convert: the model turns {inputs} channels into {outputs} and cannot sample on its "
-                f"own: pass calibration="
-            )
-    if config.drop_tib and ranges == "dynamic" and scheduler is None:
-        raise ValueError("convert: drop_tib=True needs scheduler= or calibration= to know the timesteps")
-    return ranges
+            if not self.calls:
+                raise ValueError("convert: calibration made no call of the UNet")
+        return self.calls
+
+    def run(self, model):
+        """Run the lowered model: through the recorded calls, or on its own."""
+        calibration = self.calibration if self.calls is None else self.calls
+        calibrate.run_calibration(model, calibration, self.scheduler, self.steps, self.config)
+
+    def timesteps(self):
+        """Timesteps of the scheduler, ascending float32."""
+        scheduler = calibrate.check_scheduler(self.scheduler, self.steps)
+        return scheduler.timesteps.float().unique()
 
 
 @torch.no_grad()
-def _convert(model, config, scheduler, steps, calibration, ranges, undo):
+def _convert(model, config, source, kind, undo):
     _make_inference_only(model, undo)
     macs, skip_sources = trace_shapes(model)
-    plans = plan_layers(model, config)
-    if all(plan.reason for plan in plans):
+    plans = plan_layers(model, config, macs, skip_sources)
+    if not any(plan.converted for plan in plans):
         raise ValueError(
             f"convert: nothing to convert: all {len(plans)} layers stay float, e.g. {plans[0].name} "
             f"({plans[0].reason})"
         )
-    float_weights = {plan.name: plan.module.weight.detach() for plan in plans if not plan.reason}
-    float_features = _FloatFeatures(model)
-    quantizers = Lowering(model, config, plans, skip_sources, undo).run()
+    if config.precision == "auto" and source.can_run(model):
+        errors = sensitivity.estimate_errors(model, plans, source.record(model), config)
+        sensitivity.refine_plans(plans, errors, config)
+    weights = _quantize_weights(model, plans)
+    float_features = FloatFeatures(model)
+    lowered = Lowering(model, config, plans, undo).run()
+    for name, layer in lowered.layers.items():
+        layer.load_weight(*weights.pop(name))
     model.eval()  # the modules that are new
-    hook = model.register_forward_pre_hook(CheckInputs(model), with_kwargs=True)
+    hook = model.register_forward_pre_hook(checks.CheckInputs(model), with_kwargs=True)
     undo.add(hook.remove)
 
     embedding = model.time_embedding
-    folded = {f"{name}.time_emb_proj" for name, _ in embedding.slots}
-    for plan in plans:
-        if plan.name in folded:
-            plan.reason = "temporal block: folded"
-    if ranges != "dynamic":
-        recorder = calibrate.RangeRecorder()
-        for quantizer in quantizers:
-            quantizer.recorder = recorder
-        handle = embedding.register_forward_pre_hook(recorder.see)
-        try:
-            calibrate.run_calibration(model, calibration, scheduler, steps, config)
-        finally:
-            handle.remove()
-            for quantizer in quantizers:
-                quantizer.recorder = None
-        calibrate.install_ranges(embedding, quantizers, recorder, ranges)
-    elif scheduler is not None:
-        timesteps = calibrate.check_scheduler(scheduler, steps).timesteps.float().unique()
-        embedding.set_rows(timesteps, torch.cat([embedding.compute_rows(t[None]) for t in timesteps]))
-
-    probes = embedding.values.tolist() or float_features.probes()
-    errors = [e for t in probes for e in float_features.errors(embedding, torch.tensor([t]))]
-    modules = dict(model.named_modules())
-    layers = [
-        (plan.name, type(plan.module).__name__, plan.reason, macs.get(plan.name, 0),
-         None if plan.reason else _relative_error(modules[plan.name].weight, float_weights[plan.name]))
-        for plan in plans
-    ]  # fmt: skip
-    undo.set_attribute(model, "_tfq_conversion", Conversion(config, layers, errors))
+    _mark_temporal_layers(plans, embedding, config)
+    _install_rows(model, lowered, config, source, kind)
+    errors = install_features(embedding, float_features, config)
+    undo.set_attribute(model, "_tfq_conversion", Conversion(config, plans, errors))
     # From here nothing can fail: the float block shrinks only now, because halving cannot be undone.
     if len(embedding.values):
         embedding.finish(config.drop_tib)
+
+
+def _quantize_weights(model, plans):
+    """Name of each converted layer -> its parts as QuantizedWeight; notes the errors in the plans."""
+    modules = dict(model.named_modules())
+    weights = {}
+    for plan in plans:
+        if not plan.converted:
+            continue
+        weight = modules[plan.name].weight.detach()
+        parts = weight.split(plan.sources, dim=1) if plan.sources else (weight,)
+        weights[plan.name] = [quantize_weight(part, plan.weight_bits) for part in parts]
+        rounded = torch.cat([part.dequantize() for part in weights[plan.name]], dim=1)
+        plan.weight_error = relative_error(rounded, weight)
+    return weights
+
+
+def _mark_temporal_layers(plans, embedding, config):
+    folded = {f"{name}.time_emb_proj" for name, _ in embedding.slots}
+    for plan in plans:
+        if plan.name in folded:
+            plan.reason = f"temporal block: {_TEMPORAL_REASONS[config.temporal]}"
+
+
+def _install_rows(model, lowered, config, source, kind):
+    """Build the table of rows: from a run of the model, or for the scheduler's timesteps alone."""
+    embedding = model.time_embedding
+    if kind == "dynamic" and source.scheduler is not None:
+        timesteps = source.timesteps()
+        rows = torch.cat([embedding.compute_rows(t[None]) for t in timesteps])
+        embedding.set_rows(timesteps, rows)
+        return
+    if kind == "dynamic" and not (config.drop_tib or config.temporal in TABLE_MODES):
+        return
+    recorder = ranges.RangeRecorder(config.range_estimator)
+    quantizers = [] if kind == "dynamic" else lowered.quantizers
+    for quantizer in quantizers:
+        quantizer.recorder = recorder
+    handle = embedding.register_forward_pre_hook(recorder.see)
+    try:
+        source.run(model)
+    finally:
+        handle.remove()
+        for quantizer in quantizers:
+            quantizer.recorder = None
+    ranges.install_ranges(embedding, quantizers, recorder, kind)
 
 
 def _make_inference_only(model, undo):
@@ -250,50 +212,3 @@ def _make_inference_only(model, undo):
         if parameter.requires_grad:
             undo.add(lambda p=parameter: p.requires_grad_(True))
             parameter.requires_grad_(False)
-
-
-def _relative_error(actual, expected):
-    """``|actual - expected| / |expected|``."""
-    norm = expected.float().norm().item()
-    return (actual - expected.float()).norm().item() / norm if norm else 0.0
-
-
-class _FloatFeatures:
-    """The temporal path of the float model, run module by module as the float model runs it."""
-
-    def __init__(self, model):
-        self.time_proj, self.embedding = model.time_proj, model.time_embedding
-        self.embed_act = getattr(model, "time_embed_act", None)
-        modules = dict(model.named_modules())
-        blocks = temporal.temporal_blocks(model)["blocks"]
-        self.blocks = {
-            block["block"]: (modules[block["block"]], modules[block["name"]])
-            for block in blocks
-            if hasattr(modules[block["block"]], "time_emb_proj")
-        }
-
-    def probes(self):
-        """Timesteps at which to measure the error where no table says."""
-        known = getattr(self.time_proj, "num_embeddings", None)
-        return [t for t in _PROBE_TIMESTEPS if known is None or t < known]
-
-    def errors(self, embedding, timestep):
-        """Relative error of each folded feature of a converted model's row for one timestep."""
-        if not embedding.slots:
-            return []
-        row = embedding(temporal.encode_timesteps(timestep))
-        dtype = next(self.embedding.parameters()).dtype
-        learned = isinstance(self.time_proj, nn.Embedding)
-        sinusoid = self.time_proj(timestep.long() if learned else timestep)
-        embedded = self.embedding(sinusoid.to(dtype))
-        if self.embed_act is not None:
-            embedded = self.embed_act(embedded)
-        if not torch.isfinite(embedded).all():
-            return []  # a Fourier projection of timestep 0 takes its logarithm
-        errors = []
-        for name, slot in embedding.slots:
-            block, projection = self.blocks[name]
-            active = embedded if block.skip_time_act else block.nonlinearity(embedded)
-            expected = block.fold_feature(projection(active)).float()
-            errors.append(_relative_error(row[:, slot : slot + expected.shape[1]], expected))
-        return errors

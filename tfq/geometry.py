@@ -1,5 +1,7 @@
 """Geometry of convolutions, shared by the native and the reference operations."""
 
+from torch import nn
+
 
 def pair(value):
     """``(height, width)`` of an int or a pair."""
@@ -32,3 +34,16 @@ def conv_output_size(size, kernel_size, stride, padding):
             f"with padding {tuple(padding)}"
         )
     return out_h, out_w
+
+
+def unsupported_conv(layer):
+    """Why a Conv2d has no INT8 kernel, or None."""
+    if type(layer) is not nn.Conv2d:
+        return f"type {type(layer).__name__}"
+    if layer.groups != 1:
+        return f"groups={layer.groups}"
+    if tuple(layer.dilation) != (1, 1):
+        return f"dilation={tuple(layer.dilation)}"
+    if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
+        return f"padding mode {layer.padding_mode!r}, padding {layer.padding!r}"
+    return None

@@ -1,6 +1,8 @@
-"""From float modules to INT8 ones: what each layer becomes, and why a layer stays float."""
+"""From float modules to quantized ones, as a plan says.
 
-import dataclasses
+Lowering changes the structure of a model and nothing else: it works on modules without weights too
+(torch's "meta" device), which is how a saved model is built again. Integers and tables come after.
+"""
 
 import torch
 from diffusers.models import attention as float_attention
@@ -14,7 +16,8 @@ from diffusers.models.unets import unet_2d_blocks as unet_blocks
 from torch import nn
 
 from tfq import attention, blocks, temporal
-from tfq.nn import Conv2d, Linear, ShortcutConv2d, unsupported_conv
+from tfq.features import FloatTIB
+from tfq.nn import Conv2d, Linear, ShortcutConv2d
 from tfq.quantizer import QPARAMS_WIDTH
 
 # UNet blocks that hand a row on to their children.
@@ -29,15 +32,6 @@ _ROW_BLOCKS = {
 _ROW_PASSING = (unet_blocks.UNetMidBlock2D, unet_blocks.UNetMidBlock2DCrossAttn)
 
 _PLAIN_PROCESSORS = (AttnProcessor2_0, FloatAttnProcessor)
-
-
-@dataclasses.dataclass
-class LayerPlan:
-    """One Conv2d or Linear of the float model and what becomes of it."""
-
-    name: str
-    module: nn.Module
-    reason: str = ""  # why it stays float; empty: it is converted
 
 
 class Undo:
@@ -89,58 +83,6 @@ class Undo:
             self._actions.pop()()
 
 
-def plan_layers(unet, config):
-    """Decide for every Conv2d and Linear of a float UNet; returns a list of :class:`LayerPlan`."""
-    known = dict(unet.named_modules())
-    for name in config.modules_to_not_convert:
-        if name not in known:
-            raise ValueError(
-                f"convert: modules_to_not_convert has {name!r}, which is no module of the model"
-            )
-    partition = temporal.temporal_blocks(unet)
-    temporal_names = {block["name"] for block in partition["blocks"]}
-    temporal_reason = "temporal block: float"
-    if partition["conditions"]:
-        temporal_reason += f", as {', '.join(partition['conditions'])} joins it"
-    kept = {
-        "conv_in": "first convolution: kept float",
-        "conv_out": "last convolution: kept float",
-    }
-    boundary = tuple(
-        name
-        for name in (
-            "time_embedding",
-            "class_embedding",
-            "add_embedding",
-            "encoder_hid_proj",
-            "time_proj",
-        )
-        if isinstance(getattr(unet, name, None), nn.Module)
-    )
-    plans = []
-    for name, module in unet.named_modules():
-        if not isinstance(module, (nn.Conv2d, nn.Linear, nn.ConvTranspose2d)):
-            continue
-        reason = ""
-        if name in kept:
-            reason = kept[name]
-        elif name in temporal_names:
-            reason = temporal_reason
-        elif name.split(".")[0] in boundary:
-            reason = "time or condition embedding: kept float"
-        elif any(name == n or name.startswith(n + ".") for n in config.modules_to_not_convert):
-            reason = "in modules_to_not_convert"
-        elif isinstance(module, nn.Linear):
-            reason = (
-                "" if type(module) is nn.Linear else f"no kernel for type {type(module).__name__}"
-            )
-        else:
-            unsupported = unsupported_conv(module)
-            reason = f"no kernel for {unsupported}" if unsupported else ""
-        plans.append(LayerPlan(name, module, reason))
-    return plans
-
-
 class Lowering:
     """Replaces the planned layers and fuses the blocks around them.
 
@@ -149,25 +91,30 @@ class Lowering:
     unet : UNet2DModel or UNet2DConditionModel
     config : TfqConfig
     plans : list of LayerPlan
-    skip_sources : dict
-        Name of a ResBlock -> channels of its (hidden, skip) inputs, where it reads a skip connection.
     undo : Undo
         Records every change; the caller rolls it back on an error.
+
+    Attributes
+    ----------
+    layers : dict
+        Name -> quantized layer.
+    quantizers : list of InputQuantizer
+        Inputs with a reserved range.
     """
 
-    def __init__(self, unet, config, plans, skip_sources, undo):
+    def __init__(self, unet, config, plans, undo):
         self.unet = unet
         self.config = config
-        self.skip_sources = skip_sources
         self.undo = undo
         self.layout = temporal.RowLayout()
-        self.converted = {plan.name: plan for plan in plans if not plan.reason}
-        self.quantizers = []  # inputs with a reserved range
+        self.plans = {plan.name: plan for plan in plans if plan.converted}
+        self.layers = {}
+        self.quantizers = []
         self.partition = temporal.temporal_blocks(unet)
         self.needs_embedding = bool(self.partition["conditions"])
 
     def run(self):
-        """Lower the whole model and return the list of quantisers that can become static."""
+        """Lower the whole model."""
         modules = dict(self.unet.named_modules())
         top_level = [*self.unet.down_blocks, self.unet.mid_block, *self.unet.up_blocks]
         unaware = [
@@ -188,10 +135,10 @@ class Lowering:
         ]
         self.needs_embedding |= bool(stripped)
 
-        self._replace_layers(modules, fused)
-        features = [(name, self._fuse_resnet(block), block) for name, block in fused.items()]
-        features = [feature for feature in features if feature[1] is not None]
+        self._replace_layers(modules)
         for block in fused.values():
+            self.undo.set_class(block, blocks.ResnetBlock2D)
+            self._float_affine(block.norm1, block.norm2)
             self._reserve_range(block.conv1)
             self._reserve_range(block.conv2)
         for name, module in modules.items():
@@ -201,11 +148,11 @@ class Lowering:
                     self.undo.set_class(module, _ROW_BLOCKS[type(module)])
             self._fuse_attention(name, module, name in aware)
             self._fuse_transformer(name, module)
-        self._install_rows(features, fused.values(), stripped)
-        return self.quantizers
+        self._install_rows(fused, stripped)
+        return self
 
     def _has(self, *names):
-        return all(name in self.converted for name in names)
+        return all(name in self.plans for name in names)
 
     def _reserve_range(self, layer):
         layer.input.slot = self.layout.allocate_range(QPARAMS_WIDTH)
@@ -219,21 +166,17 @@ class Lowering:
                 if value is not None and value.dtype is not torch.float32:
                     self.undo.set_parameter(norm, name, value.detach().float())
 
-    def _replace_layers(self, modules, fused):
-        shortcuts = {f"{name}.conv_shortcut": name for name in fused}
+    def _replace_layers(self, modules):
         replacements = {}
-        for name, plan in self.converted.items():
-            layer = plan.module
-            if name in shortcuts:
-                sources = self.skip_sources.get(shortcuts[name]) if self.config.split_skip else None
-                new = ShortcutConv2d(
-                    layer, sources or (layer.in_channels,), name, self.config.backend
-                )
-            elif isinstance(layer, nn.Conv2d):
-                new = Conv2d.from_float(layer, name, self.config.backend)
+        for name, plan in self.plans.items():
+            layer = modules[name]
+            backend = self.config.backend if plan.activations == "int8" else "weight_only"
+            options = (name, backend, plan.weight_bits)
+            if plan.sources:
+                new = ShortcutConv2d(layer, plan.sources, *options)
             else:
-                new = Linear.from_float(layer, name, self.config.backend)
-            replacements[id(layer)] = new
+                new = (Conv2d if isinstance(layer, nn.Conv2d) else Linear)(layer, *options)
+            self.layers[name] = replacements[id(layer)] = new
         for module in modules.values():
             for child_name, child in module._modules.items():
                 if id(child) in replacements:
@@ -252,18 +195,19 @@ class Lowering:
             and block.time_embedding_norm in ("default", "scale_shift")
         )
 
-    def _fuse_resnet(self, block):
-        """Fuse; returns the slot of the block's feature, or None if it is not folded."""
-        self.undo.set_class(block, blocks.ResnetBlock2D)
-        self._float_affine(block.norm1, block.norm2)
-        if block.time_emb_proj is None:
-            return None
-        if self.config.temporal != "fold" or self.partition["conditions"]:
-            self.needs_embedding = True
-            return None
-        slot = self.layout.allocate_feature(block.time_emb_proj.out_features)
-        self.undo.set_attribute(block, "feature_slot", slot)
-        return slot
+    def _allocate_features(self, fused):
+        """Give the feature of each block its place in a row: a list of (name, slot, block)."""
+        features = []
+        for name, block in fused.items():
+            if block.time_emb_proj is None:
+                continue
+            if self.config.temporal == "float" or self.partition["conditions"]:
+                self.needs_embedding = True
+                continue
+            slot = self.layout.allocate_feature(block.time_emb_proj.out_features)
+            self.undo.set_attribute(block, "feature_slot", slot)
+            features.append((name, slot, block))
+        return features
 
     def _fuse_sampler(self, module):
         if type(module) is downsampling.Downsample2D and module.use_conv and module.norm is None:
@@ -321,15 +265,20 @@ class Lowering:
                 module.proj_out.input.per_token = True
                 self.undo.set_class(module, attention.Transformer2DModel)
 
-    def _install_rows(self, features, fused, stripped):
+    def _install_rows(self, fused, stripped):
         """Put the table in the place of the time embedding and route its rows."""
         unet, undo = self.unet, self.undo
+        features = self._allocate_features(fused)
         width = self.layout.width
-        embedding = temporal.TemporalEmbedding(
-            unet.time_proj, unet.time_embedding, self.layout, features, self.partition,
-            self.needs_embedding, getattr(unet, "time_embed_act", None),
+        tib = FloatTIB(
+            unet.time_proj, unet.time_embedding, [block for _, _, block in features],
+            getattr(unet, "time_embed_act", None),
         )  # fmt: skip
-        for block in fused:
+        embedding_width = unet.time_embedding.linear_2.out_features if self.needs_embedding else 0
+        embedding = temporal.TemporalEmbedding(
+            tib, self.layout, features, self.partition, embedding_width
+        )
+        for block in fused.values():
             undo.set_attribute(block, "row_width", width)
             if block.feature_slot is not None:
                 undo.set_child(block, "time_emb_proj", None)

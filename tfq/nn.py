@@ -1,49 +1,93 @@
-"""Quantised layers: subclasses of torch's own, made from them with ``from_float``."""
+"""Quantized layers: subclasses of torch's own, made from them with ``from_float``."""
 
 import torch
 from torch import nn
 
 from tfq import backends
-from tfq.geometry import normalize_padding
-from tfq.quantizer import InputQuantizer, quantize_weight
+from tfq.geometry import normalize_padding, unsupported_conv
+from tfq.quantizer import InputQuantizer
+from tfq.weights import QuantizedWeight, quantize_weight
 
 # What torch's Conv2d reads of itself, also to print itself.
 _CONV_ATTRIBUTES = (
     "in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups",
     "padding_mode", "transposed", "output_padding", "_reversed_padding_repeated_twice",
 )  # fmt: skip
+_PANEL_COLUMNS, _BLOCK_K, _QUAD = 16, 64, 4
+
+
+def packed_shape(n, k, bits):
+    """Shape of packed weights ``(n, k)``, see csrc/cpu/gemm_s8/packed_layout.h."""
+    quads = -(-k // _BLOCK_K) * (_BLOCK_K // _QUAD)
+    return (-(-n // _PANEL_COLUMNS), quads, _PANEL_COLUMNS, _QUAD if bits == 8 else _QUAD // 2)
 
 
 class _QuantizedLayer:
-    """What Linear and Conv2d share: packed weights, their scale, the quantiser of the input."""
+    """What all layers share: packed weights, their grid, the quantizer of the input."""
 
-    def _init_quantized(self, layer, name, backend, per_token):
+    def _init_quantized(self, layer, name, backend, per_token, bits):
         nn.Module.__init__(self)
         self.backend = backend
         self.name = name
+        self.weight_bits = bits
+        self.weight_shape = tuple(layer.weight.shape)
         self.input = InputQuantizer(name, backend, per_token)
+        device = layer.weight.device
+        for suffix, shape in self._parts():
+            n, k = shape[0], torch.Size(shape[1:]).numel()
+            dtype = torch.int8 if bits == 8 else torch.uint8
+            buffers = {
+                "packed": torch.empty(packed_shape(n, k, bits), dtype=dtype, device=device),
+                "scale": torch.empty(n, device=device),
+                "sum": torch.empty(n, dtype=torch.int32, device=device),
+            }
+            if bits == 4:
+                buffers["zero_point"] = torch.empty(n, dtype=torch.uint8, device=device)
+            for part, value in buffers.items():
+                self.register_buffer(f"weight_{part}{suffix}", value)
+        bias = layer.bias
+        if bias is not None:
+            bias = nn.Parameter(bias.detach().float().clone(), requires_grad=False)
+        self.register_parameter("bias", bias)
         self.train(False)
 
-    def _register_weight(self, weight, suffix=""):
-        q, scale = quantize_weight(weight)
-        packed, weight_sum = backends.get("native").pack_weight(q)
-        self.register_buffer(f"weight_packed{suffix}", packed)
-        self.register_buffer(f"weight_scale{suffix}", scale)
-        self.register_buffer(f"weight_sum{suffix}", weight_sum)
+    def _parts(self):
+        """(suffix of the buffers, shape) of each separately quantized part of the weight."""
+        return [("", self.weight_shape)]
 
-    def _register_bias(self, bias):
-        value = (
-            None
-            if bias is None
-            else nn.Parameter(bias.detach().float().clone(), requires_grad=False)
-        )
-        self.register_parameter("bias", value)
+    def load_weight(self, *parts):
+        """Pack a :class:`tfq.weights.QuantizedWeight` for each part of the weight."""
+        operations = backends.get("native")
+        for (suffix, shape), weight in zip(self._parts(), parts, strict=True):
+            if weight.bits != self.weight_bits or tuple(weight.q.shape) != tuple(shape):
+                raise ValueError(
+                    f"{type(self).__name__} {self.name}: weight{suffix} must be {self.weight_bits} bits "
+                    f"of {tuple(shape)}, got {weight.bits} bits of {tuple(weight.q.shape)}"
+                )
+            if weight.bits == 8:
+                packed, weight_sum = operations.pack_weight(weight.q)
+            else:
+                packed, weight_sum = operations.pack_weight_s4(weight.q, weight.zero_point)
+                setattr(self, f"weight_zero_point{suffix}", weight.zero_point)
+            setattr(self, f"weight_packed{suffix}", packed)
+            setattr(self, f"weight_scale{suffix}", weight.scale)
+            setattr(self, f"weight_sum{suffix}", weight_sum)
+        return self
+
+    def _dequantized(self, suffix, shape):
+        operations = backends.get("native")
+        packed = getattr(self, f"weight_packed{suffix}")
+        scale = getattr(self, f"weight_scale{suffix}")
+        if self.weight_bits == 8:
+            return QuantizedWeight(operations.unpack_weight(packed, shape), scale).dequantize()
+        zero_point = getattr(self, f"weight_zero_point{suffix}")
+        q = operations.unpack_weight_s4(packed, shape)
+        return QuantizedWeight(q, scale, zero_point).dequantize()
 
     @property
     def weight(self):
-        """Dequantised weight, float32, as the float layer's; computed at each access."""
-        q = backends.get("native").unpack_weight(self.weight_packed, self.weight_shape)
-        return q * self.weight_scale.view(-1, *[1] * (len(self.weight_shape) - 1))
+        """Dequantized weight, float32, as the float layer's; computed at each access."""
+        return torch.cat([self._dequantized(*part) for part in self._parts()], dim=1)
 
     def _check_channels(self, channels):
         # Packed weights are padded, so the kernels cannot tell 23 channels from 24.
@@ -53,35 +97,38 @@ class _QuantizedLayer:
                 f"{type(self).__name__} {self.name}: input must have {expected} channels, got {channels}"
             )
 
-    def _packed(self, suffix=""):
-        return tuple(getattr(self, f"weight_{part}{suffix}") for part in ("packed", "scale", "sum"))
+    def _operands(self, suffix=""):
+        """Weight operands of a product: positional ones, keywords."""
+        packed = tuple(
+            getattr(self, f"weight_{part}{suffix}") for part in ("packed", "scale", "sum")
+        )
+        if self.weight_bits == 8:
+            return packed, {}
+        return packed, {"weight_zero_point": getattr(self, f"weight_zero_point{suffix}")}
 
     def token_product(self, q, qparams, **epilogue):
-        """The layer (a Linear, a 1x1 Conv2d) on uint8 tokens; keywords as :func:`tfq.ops.gemm_s8`."""
+        """The layer (a Linear, a 1x1 Conv2d) on quantized tokens; keywords as :func:`tfq.ops.gemm_s8`."""
         self._check_channels(q.shape[-1])
-        weight, scale, weight_sum = self._packed()
+        weight, keywords = self._operands()
         return backends.get(self.backend).gemm_s8(
-            q, qparams, weight, scale, weight_sum, self.bias, **epilogue
+            q, qparams, *weight, self.bias, **epilogue, **keywords
         )
 
 
 class Linear(_QuantizedLayer, nn.Linear):
-    """Linear layer on the INT8 GEMM; its input is quantised per token.
+    """Linear layer on the INT8 GEMM; its input is quantized per token.
 
-    Use :meth:`from_float`. ``weight`` is a read-only, dequantised view of the packed integers.
+    Use :meth:`from_float`. ``weight`` is a read-only, dequantized view of the packed integers.
     """
 
-    def __init__(self, layer, name="", backend="native"):
-        self._init_quantized(layer, name, backend, per_token=True)
+    def __init__(self, layer, name="", backend="native", bits=8):
+        self._init_quantized(layer, name, backend, per_token=True, bits=bits)
         self.in_features, self.out_features = layer.in_features, layer.out_features
-        self.weight_shape = tuple(layer.weight.shape)
-        self._register_weight(layer.weight)
-        self._register_bias(layer.bias)
 
     @classmethod
-    def from_float(cls, layer, name="", backend="native"):
-        """Quantise a float ``torch.nn.Linear``."""
-        return cls(layer, name, backend)
+    def from_float(cls, layer, name="", backend="native", bits=8):
+        """Quantize a float ``torch.nn.Linear``."""
+        return cls(layer, name, backend, bits).load_weight(quantize_weight(layer.weight, bits))
 
     def forward(self, x):
         """``(..., in_features)`` float32 or bfloat16 to ``(..., out_features)`` of the same dtype."""
@@ -91,28 +138,30 @@ class Linear(_QuantizedLayer, nn.Linear):
     product = _QuantizedLayer.token_product
 
 
-class Conv2d(_QuantizedLayer, nn.Conv2d):
-    """Convolution on the INT8 implicit GEMM; its input is quantised per image.
+class _QuantizedConv(_QuantizedLayer, nn.Conv2d):
+    def _init_conv(self, layer):
+        for attribute in _CONV_ATTRIBUTES:
+            setattr(self, attribute, getattr(layer, attribute))
 
-    Use :meth:`from_float`. ``weight`` is a read-only, dequantised view of the packed integers.
+
+class Conv2d(_QuantizedConv):
+    """Convolution on the INT8 implicit GEMM; its input is quantized per image.
+
+    Use :meth:`from_float`. ``weight`` is a read-only, dequantized view of the packed integers.
     """
 
-    def __init__(self, layer, name="", backend="native"):
+    def __init__(self, layer, name="", backend="native", bits=8):
         reason = unsupported_conv(layer)
         if reason:
             raise NotImplementedError(f"tfq.nn.Conv2d: {name or 'the layer'} has {reason}")
-        self._init_quantized(layer, name, backend, per_token=False)
-        for attribute in _CONV_ATTRIBUTES:
-            setattr(self, attribute, getattr(layer, attribute))
+        self._init_quantized(layer, name, backend, per_token=False, bits=bits)
+        self._init_conv(layer)
         self.pads = normalize_padding(self.kernel_size, self.stride, self.padding)[2]
-        self.weight_shape = tuple(layer.weight.shape)
-        self._register_weight(layer.weight)
-        self._register_bias(layer.bias)
 
     @classmethod
-    def from_float(cls, layer, name="", backend="native"):
-        """Quantise a float ``torch.nn.Conv2d``."""
-        return cls(layer, name, backend)
+    def from_float(cls, layer, name="", backend="native", bits=8):
+        """Quantize a float ``torch.nn.Conv2d``."""
+        return cls(layer, name, backend, bits).load_weight(quantize_weight(layer.weight, bits))
 
     def forward(self, x, row=None):
         """``(batch, in_channels, h, w)`` float32 or bfloat16 to the same dtype, channels_last."""
@@ -120,20 +169,20 @@ class Conv2d(_QuantizedLayer, nn.Conv2d):
         return self.product(*self.input.quantize(x, row), out_dtype=x.dtype)
 
     def product(self, q, qparams, padding=None, **epilogue):
-        """The layer on an input that is uint8 already; keywords as :func:`tfq.ops.conv2d_s8`."""
+        """The layer on a quantized input; keywords as :func:`tfq.ops.conv2d_s8`."""
         self._check_channels(q.shape[1])
-        weight, scale, weight_sum = self._packed()
+        weight, keywords = self._operands()
         return backends.get(self.backend).conv2d_s8(
-            q, qparams, weight, scale, weight_sum, self.bias, kernel_size=self.kernel_size,
-            stride=self.stride, padding=self.pads if padding is None else padding, **epilogue,
+            q, qparams, *weight, self.bias, kernel_size=self.kernel_size, stride=self.stride,
+            padding=self.pads if padding is None else padding, **epilogue, **keywords,
         )  # fmt: skip
 
 
-class ShortcutConv2d(_QuantizedLayer, nn.Conv2d):
+class ShortcutConv2d(_QuantizedConv):
     """1x1 convolution of a raw residual, one range per pixel and per source.
 
     A residual stream has no norm before it, and the halves of a skip concatenation differ in range by
-    orders of magnitude. So each pixel of each source is quantised by its own range, each source has
+    orders of magnitude. So each pixel of each source is quantized by its own range, each source has
     its own weights and scales, and the products are summed in float32 by the epilogue.
 
     Parameters
@@ -142,27 +191,23 @@ class ShortcutConv2d(_QuantizedLayer, nn.Conv2d):
         Channels of each source, in the order of concatenation.
     """
 
-    def __init__(self, layer, sources, name="", backend="native"):
-        self._init_quantized(layer, name, backend, per_token=True)
-        for attribute in _CONV_ATTRIBUTES:
-            setattr(self, attribute, getattr(layer, attribute))
+    def __init__(self, layer, sources, name="", backend="native", bits=8):
+        self.__dict__["sources"] = tuple(sources)  # torch's __setattr__ needs an initialized module
+        self._init_quantized(layer, name, backend, per_token=True, bits=bits)
         self.sources = tuple(sources)
-        self.weight_shape = tuple(layer.weight.shape)
-        for index, weight in enumerate(layer.weight.split(self.sources, dim=1)):
-            self._register_weight(weight, f"_{index}")
-        self._register_bias(layer.bias)
+        self._init_conv(layer)
 
-    @property
-    def weight(self):
-        """Dequantised weight, float32, as the float layer's; computed at each access."""
-        unpack = backends.get("native").unpack_weight
-        parts = []
-        for index, channels in enumerate(self.sources):
-            packed, scale, _ = self._packed(f"_{index}")
-            parts.append(
-                unpack(packed, (self.out_channels, channels, 1, 1)) * scale.view(-1, 1, 1, 1)
-            )
-        return torch.cat(parts, dim=1)
+    def _parts(self):
+        return [
+            (f"_{index}", (self.weight_shape[0], channels, 1, 1))
+            for index, channels in enumerate(self.sources)
+        ]
+
+    @classmethod
+    def from_float(cls, layer, sources, name="", backend="native", bits=8):
+        """Quantize a float 1x1 ``torch.nn.Conv2d``, source by source."""
+        weights = (quantize_weight(part, bits) for part in layer.weight.split(sources, dim=1))
+        return cls(layer, sources, name, backend, bits).load_weight(*weights)
 
     def forward(self, x, x2=None):
         """Images of one or two sources (or their concatenation) to float32 or bfloat16 images."""
@@ -176,11 +221,11 @@ class ShortcutConv2d(_QuantizedLayer, nn.Conv2d):
         out, bias = None, self.bias
         for index, source in enumerate(inputs):
             tokens = image_tokens(source)
-            q, qparams = self.input.quantize(tokens)
+            weight, keywords = self._operands(f"_{index}")
             last = index == len(inputs) - 1
             out = operations.gemm_s8(
-                q, qparams, *self._packed(f"_{index}"), bias, residual=out,
-                out_dtype=x.dtype if last else torch.float32,
+                *self.input.quantize(tokens), *weight, bias, residual=out,
+                out_dtype=x.dtype if last else torch.float32, **keywords,
             )  # fmt: skip
             bias = None
         return token_image(out, x.shape[2:])
@@ -194,16 +239,3 @@ def image_tokens(image):
 def token_image(tokens, size):
     """``(batch, h*w, channels)`` as channels_last ``(batch, channels, h, w)``, a view."""
     return tokens.unflatten(1, tuple(size)).permute(0, 3, 1, 2)
-
-
-def unsupported_conv(layer):
-    """Why a Conv2d has no INT8 kernel, or None."""
-    if type(layer) is not nn.Conv2d:
-        return f"type {type(layer).__name__}"
-    if layer.groups != 1:
-        return f"groups={layer.groups}"
-    if tuple(layer.dilation) != (1, 1):
-        return f"dilation={tuple(layer.dilation)}"
-    if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
-        return f"padding mode {layer.padding_mode!r}, padding {layer.padding!r}"
-    return None

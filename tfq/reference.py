@@ -21,10 +21,12 @@ __all__ = [
     "group_norm_silu_quantize",
     "layer_norm_quantize",
     "pack_weight",
+    "pack_weight_s4",
     "qparams_from_range",
     "quantize",
     "temporal_gather",
     "unpack_weight",
+    "unpack_weight_s4",
 ]
 
 PANEL_COLUMNS = 16
@@ -48,13 +50,9 @@ def pack_weight(weight):
     weight_sum : Tensor
         int32 ``(n,)``.
     """
-    if weight.dim() == 4:
-        weight = weight.permute(0, 2, 3, 1)
-    rows = weight.reshape(weight.shape[0], -1)
+    rows = _weight_rows(weight)
     n, k = rows.shape
-    padded = F.pad(rows, (0, -k % BLOCK_K, 0, -n % PANEL_COLUMNS))
-    quads = padded.view(-1, PANEL_COLUMNS, padded.shape[1] // QUAD, QUAD)
-    return quads.transpose(1, 2).contiguous(), rows.sum(1, dtype=torch.int32)
+    return _panels(F.pad(rows, (0, -k % BLOCK_K))), rows.sum(1, dtype=torch.int32)
 
 
 def unpack_weight(packed, shape):
@@ -67,6 +65,62 @@ def unpack_weight(packed, shape):
     out_channels, channels, height, width = shape
     rows = rows.reshape(out_channels, height, width, channels)
     return rows.permute(0, 3, 1, 2).contiguous()
+
+
+def pack_weight_s4(q, zero_point):
+    """Pack 4-bit weights: panels and quads of :func:`pack_weight`, two values a byte.
+
+    Byte i of the 32 of a panel's quad is ``value[i] | value[32 + i] << 4`` of its 64 values. The
+    padding of k is the row's zero-point.
+
+    Parameters
+    ----------
+    q : Tensor
+        uint8 ``(n, k)`` or ``(out_channels, channels, kernel_h, kernel_w)`` in [0, 15].
+    zero_point : Tensor
+        uint8 ``(n,)`` in [0, 15].
+
+    Returns
+    -------
+    packed : Tensor
+        uint8 ``(ceil(n/16), ceil(k/64)*16, 16, 2)``.
+    weight_sum : Tensor
+        int32 ``(n,)``, of ``q - zero_point``.
+    """
+    rows = _weight_rows(q)
+    n, k = rows.shape
+    padding = zero_point[:, None].expand(n, -k % BLOCK_K)
+    low, high = _panels(torch.cat([rows, padding], dim=1)).flatten(2).chunk(2, dim=2)
+    weight_sum = (rows.int() - zero_point[:, None].int()).sum(1, dtype=torch.int32)
+    return (low | high << 4).unflatten(2, (PANEL_COLUMNS, QUAD // 2)), weight_sum
+
+
+def unpack_weight_s4(packed, shape):
+    """Undo :func:`pack_weight_s4`: uint8 of the given `shape`, ``(n, k)`` or 4-D as a Conv2d's."""
+    halves = packed.flatten(2)
+    values = torch.cat([halves & 15, halves >> 4], dim=2)
+    return unpack_weight(values.unflatten(2, (PANEL_COLUMNS, QUAD)), shape)
+
+
+def _weight_rows(weight):
+    """(n, k) of a 2-D or 4-D weight, k ordered (kernel row, kernel column, channel)."""
+    weight = weight.permute(0, 2, 3, 1) if weight.dim() == 4 else weight
+    return weight.reshape(weight.shape[0], -1)
+
+
+def _panels(rows):
+    """``panels[n // 16][k // 4][n % 16][k % 4]`` of `rows` (n, k), n zero padded."""
+    padded = F.pad(rows, (0, 0, 0, -rows.shape[0] % PANEL_COLUMNS))
+    quads = padded.view(-1, PANEL_COLUMNS, padded.shape[1] // QUAD, QUAD)
+    return quads.transpose(1, 2).contiguous()
+
+
+def _integer_weight(packed, zero_point, shape):
+    """Float64 integers of a packed weight: int8, or 4-bit with a zero-point per row."""
+    if zero_point is None:
+        return unpack_weight(packed, shape).double()
+    offset = zero_point.double().view(-1, *[1] * (len(shape) - 1))
+    return unpack_weight_s4(packed, shape).double() - offset
 
 
 def qparams_from_range(low, high):
@@ -147,12 +201,12 @@ def temporal_gather(table, rows):
 
 def gemm_s8(
     x, qparams, weight, weight_scale, weight_sum, bias=None, *, temporal=None, residual=None,
-    out_dtype=torch.float32, out_qparams=None,
+    out_dtype=torch.float32, out_qparams=None, weight_zero_point=None,
 ):  # fmt: skip
     """Linear layer on uint8 activations, see :func:`tfq.ops.gemm_s8`."""
     n, k = weight_scale.shape[0], x.shape[-1]
     rows = x.reshape(-1, k)
-    acc = rows.double() @ unpack_weight(weight, (n, k)).double().T
+    acc = rows.double() @ _integer_weight(weight, weight_zero_point, (n, k)).T
     acc = acc - _per_row(qparams[:, 2:], len(rows)).double() * weight_sum
     out = _epilogue(acc, qparams, weight_scale, bias, temporal, residual, out_dtype, out_qparams)
     return out.view(*x.shape[:-1], n)
@@ -161,6 +215,7 @@ def gemm_s8(
 def conv2d_s8(
     x, qparams, weight, weight_scale, weight_sum, bias=None, *, kernel_size, stride=1, padding=0,
     upsample=1, temporal=None, residual=None, out_dtype=torch.float32, out_qparams=None,
+    weight_zero_point=None,
 ):  # fmt: skip
     """2-D convolution on uint8 images, see :func:`tfq.ops.conv2d_s8`."""
     kernel, stride, (top, bottom, left, right) = normalize_padding(kernel_size, stride, padding)
@@ -168,7 +223,7 @@ def conv2d_s8(
     centred = x.double() - qparams[:, 2].double().view(-1, 1, 1, 1)
     centred = centred.repeat_interleave(upsample, 2).repeat_interleave(upsample, 3)
     centred = F.pad(centred, (left, right, top, bottom))
-    kernels = unpack_weight(weight, (n, channels, *kernel)).double()
+    kernels = _integer_weight(weight, weight_zero_point, (n, channels, *kernel))
     images = F.conv2d(centred, kernels, stride=stride).permute(0, 2, 3, 1)
     if residual is not None:
         residual = _channels_last(residual)

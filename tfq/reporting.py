@@ -7,8 +7,7 @@ import pathlib
 from tfq import nn as quantized
 
 _FORMATS = (".json", ".html", ".png")
-# Modules that took the place of a float one, and the child that it became.
-_WRAPPED = {"time_embedding": "embedding", "class_embedding": "module", "add_embedding": "module"}
+_NATIVE_PATHS = ("conv2d_s8", "gemm_s8")
 
 
 class Report:
@@ -23,10 +22,12 @@ class Report:
         ``layers`` is a list of ``{name, type, path, reason, macs, weight_bits, range, error}``: path is
         the kernel family that runs the layer ("conv2d_s8", "gemm_s8", "reference" or "torch"), reason
         why it stays float, macs its multiply-adds for one image, range how its input is quantised
-        ("timestep", "static", "dynamic", "dynamic per token"), error the relative L2 error of its
-        weights. ``native_mac_share`` is over the multiply-adds of all Conv2d and Linear layers.
-        ``temporal`` is ``{mode, mean_error, max_error, chosen_tib_share}``: relative L2 error of the
-        temporal features to the float model's.
+        ("timestep", "static", "dynamic", "dynamic per token"; None: not quantized), error the relative
+        L2 error of its weights, output_error the estimated relative error of the model's output that it
+        causes (None: not estimated). ``native_mac_share`` is over the multiply-adds of all Conv2d and Linear layers.
+        ``temporal`` is ``{mode, mean_error, max_error, chosen_tib_share, maps}``: relative L2 error of the
+        temporal features to the float model's; of "select" the share of (timestep, block) that took the
+        quantized block; maps by timestep and block of the errors and of tau, or None after loading.
         """
         return self._values
 
@@ -54,12 +55,22 @@ class Report:
         )
 
     def _rows(self):
-        header = ("layer", "type", "path", "range", "MMAC", "weight error", "reason")
+        header = (
+            "layer",
+            "type",
+            "path",
+            "bits",
+            "range",
+            "MMAC",
+            "weight error",
+            "output error",
+            "reason",
+        )
         rows = [
             (
-                layer["name"], layer["type"], layer["path"], layer["range"] or "",
-                f"{layer['macs'] / 1e6:.2f}", "" if layer["error"] is None else f"{layer['error']:.4f}",
-                layer["reason"],
+                layer["name"], layer["type"], layer["path"], str(layer["weight_bits"]),
+                layer["range"] or "", f"{layer['macs'] / 1e6:.2f}", _number(layer["error"]),
+                _number(layer["output_error"]), layer["reason"],
             )
             for layer in self._values["layers"]
         ]  # fmt: skip
@@ -95,6 +106,10 @@ class Report:
         return image
 
 
+def _number(value):
+    return "" if value is None else f"{value:.4f}"
+
+
 def report(unet):
     """Report on a model converted by :func:`tfq.convert`.
 
@@ -108,24 +123,18 @@ def report(unet):
             f"report: needs a model converted by tfq.convert, got a {type(unet).__name__}"
         )
     modules = dict(unet.named_modules())
-    moved = _moved_layers(unet, [name for name, *_ in conversion.layers])
+    moved = _moved_layers(unet, [plan.name for plan in conversion.plans])
     layers = [
-        _layer(modules.get(moved.get(name, name)), name, *entry) for name, *entry in conversion.layers
+        _layer(modules.get(moved.get(plan.name, plan.name)), plan) for plan in conversion.plans
     ]
     total = sum(layer["macs"] for layer in layers)
-    native = sum(layer["macs"] for layer in layers if layer["path"] in ("conv2d_s8", "gemm_s8"))
-    errors = conversion.temporal_errors
+    native = sum(layer["macs"] for layer in layers if layer["path"] in _NATIVE_PATHS)
     return Report(
         {
             "native_mac_share": native / total if total else 0.0,
             "weight_bytes": weight_bytes(unet),
             "layers": layers,
-            "temporal": {
-                "mode": conversion.config.temporal,
-                "mean_error": sum(errors) / len(errors) if errors else 0.0,
-                "max_error": max(errors, default=0.0),
-                "chosen_tib_share": None,
-            },
+            "temporal": {"mode": conversion.config.temporal, **conversion.temporal.summary()},
         }
     )
 
@@ -137,28 +146,41 @@ def weight_bytes(module):
 
 
 def _moved_layers(unet, names):
-    """Where float layers of the temporal path are now: name in the float model -> name."""
+    """Where layers of the temporal path are now: name in the float model -> name."""
     moved = {}
+    embedding = unet.time_embedding
+    source = embedding.source
+    block = "time_embedding.tib"
+    if source is not None and source.replaces_float:
+        block = "time_embedding.source" + (".tib" if hasattr(source, "tib") else ".block.tib")
+    wrapped = {
+        "time_embedding": f"{block}.embedding",
+        "class_embedding": "class_embedding.module",
+        "add_embedding": "add_embedding.module",
+    }
     for name in names:
         parent, _, child = name.partition(".")
-        if parent in _WRAPPED:
-            moved[name] = f"{parent}.{_WRAPPED[parent]}.{child}"
-    for index, (block, _) in enumerate(unet.time_embedding.slots):
-        moved[f"{block}.time_emb_proj"] = f"time_embedding.projections.{index}"
+        if parent in wrapped:
+            moved[name] = f"{wrapped[parent]}.{child}"
+    for index, (name, _) in enumerate(embedding.slots):
+        moved[f"{name}.time_emb_proj"] = f"{block}.projections.{index}"
     return moved
 
 
-def _layer(module, name, kind, reason, macs, error):
-    converted = isinstance(module, (quantized.Linear, quantized.Conv2d, quantized.ShortcutConv2d))
-    path, range_ = "torch", None
+def _layer(module, plan):
+    path, ranges = "torch", None
     bits = 0 if module is None else 8 * module.weight.element_size()  # 0: dropped
-    if converted:
-        bits = 8
-        is_conv = isinstance(module, quantized.Conv2d)
-        path = "conv2d_s8" if is_conv else "gemm_s8"
-        path = path if module.backend == "native" else "reference"
-        range_ = "dynamic per token" if module.input.per_token else module.input.mode
+    if isinstance(module, (quantized.Linear, quantized.Conv2d, quantized.ShortcutConv2d)):
+        bits = module.weight_bits
+        family = "conv2d_s8" if isinstance(module, quantized.Conv2d) else "gemm_s8"
+        path = family if module.backend == "native" else module.backend
+        ranges = "dynamic per token" if module.input.per_token else module.input.ranges
+        if module.backend == "weight_only":
+            ranges = None
+        elif module.input.slot is None and plan.reason.startswith("temporal block"):
+            ranges = "timestep"
     return {
-        "name": name, "type": kind, "path": path, "reason": reason, "macs": macs,
-        "weight_bits": bits, "range": range_, "error": error,
+        "name": plan.name, "type": plan.type, "path": path, "reason": plan.reason, "macs": plan.macs,
+        "weight_bits": bits, "range": ranges, "error": plan.weight_error,
+        "output_error": plan.output_error,
     }  # fmt: skip

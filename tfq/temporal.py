@@ -5,11 +5,13 @@ ResBlock) forms one block with n outputs, the *temporal features* (Huang et al.,
 Matters", TPAMI 2025, section 4). A sampler uses a finite set of timesteps, so the features form a
 finite table. A row of it travels through the UNet in place of ``temb``:
 
-    temb = [ timestep | feature of ResBlock 1 | ... | qparams of layer 1 | ... | time embedding ]
+    temb = [ timestep | qparams of layer 1 | ... | feature of ResBlock 1 | ... | time embedding ]
 
 The time embedding is kept only where something reads it. Nothing is looked up twice or remembered
 between calls: each row is a function of the timestep that reached ``time_proj``.
 """
+
+import itertools
 
 import torch
 from diffusers.models.embeddings import TimestepEmbedding
@@ -71,7 +73,9 @@ def temporal_blocks(unet):
         else:
             continue
         for child, projection in projections:
-            blocks.append({"name": f"{name}.{child}", "block": name, "width": projection.out_features})
+            blocks.append(
+                {"name": f"{name}.{child}", "block": name, "width": projection.out_features}
+            )
     return {
         "embedding": ["time_proj", "time_embedding"],
         "blocks": blocks,
@@ -104,179 +108,166 @@ class TimestepKey(nn.Module):
 
 
 class RowLayout:
-    """Allocates the slots of a row: the timestep, then features, then ranges."""
+    """Allocates the slots of a row: the timestep, then ranges, then features."""
 
     def __init__(self):
-        self.width = self.features_end = VALUE_SLOT + 1
-
-    def allocate_feature(self, width):
-        """Offset of a temporal feature; all features come before the first range."""
-        slot = self.features_end
-        self.width = self.features_end = slot + width
-        return slot
+        self.width = VALUE_SLOT + 1
+        self.ranges_end = self.width
 
     def allocate_range(self, width):
-        """Offset of a layer's quantisation parameters."""
+        """Offset of a layer's quantization parameters; all ranges come before the first feature."""
+        slot = self.width
+        self.width = self.ranges_end = slot + width
+        return slot
+
+    def allocate_feature(self, width):
+        """Offset of a temporal feature."""
         slot = self.width
         self.width += width
         return slot
 
 
 class TemporalEmbedding(nn.Module):
-    """Stands for ``time_embedding``: a timestep's row of the table, or one computed for it.
+    """Stands for ``time_embedding``: turns a timestep into its row.
+
+    The ranges of a row come from ``table``; the features from the table too ("fold"), or from
+    ``source`` (:mod:`tfq.features`); the time embedding behind them from the float block ``tib``. A
+    model without a table (nothing to calibrate with) computes each row in float.
 
     Parameters
     ----------
-    time_proj, embedding : nn.Module
-        The float sinusoid and MLP of the model.
+    tib : FloatTIB
     layout : RowLayout
     features : list of (str, int, ResnetBlock2D)
-        For each folded block its name, slot and the module (whose ``time_emb_proj``, activation and
-        ``fold_feature`` define the feature).
+        For each block whose feature is in the row its name, slot and the module, whose
+        ``fold_feature`` says what of the feature the row stores.
     partition : dict
         What :func:`temporal_blocks` returned for the float model.
-    keep_embedding : bool
-        Append the time embedding to the row, for modules that read it.
-    embed_act : nn.Module, optional
-        What the model applies to the time embedding before any block reads it.
+    embedding_width : int
+        Values of the time embedding at the end of a row; 0: nothing reads it.
     """
 
-    def __init__(
-        self, time_proj, embedding, layout, features, partition, keep_embedding, embed_act=None
-    ):
+    def __init__(self, tib, layout, features, partition, embedding_width):
         super().__init__()
         self.partition = partition
         self.width = layout.width
-        self.features_end = layout.features_end
-        self.embedding_width = embedding.linear_2.out_features if keep_embedding else 0
+        self.ranges_end = layout.ranges_end
+        self.embedding_width = embedding_width
         self.slots = [(name, slot) for name, slot, _ in features]
         self.folds = [block.fold_feature for _, _, block in features]
-        self.time_proj = time_proj
-        self.embedding = embedding
-        self.embed_act = embed_act
-        self.activations = nn.ModuleList(
-            nn.Identity() if block.skip_time_act else block.nonlinearity for _, _, block in features
-        )
-        self.projections = nn.ModuleList(block.time_emb_proj for _, _, block in features)
+        self.tib = tib
+        self.source = None
         self.register_buffer("values", torch.empty(0))
-        self.register_buffer("table", torch.empty(0, self.width + self.embedding_width))
-        self._rows = {}
-        self.dropped = False
-
-    def embed(self, values, condition=None):
-        """Time embedding ``(batch, embedding)`` of float32 timesteps, in float."""
-        learned = isinstance(self.time_proj, nn.Embedding)
-        x = self.time_proj(values.long() if learned else values)
-        if condition is not None:
-            x = x.float() + _linear(self.embedding.cond_proj, condition)
-        x = _linear(self.embedding.linear_1, x)
-        if self.embedding.act is not None:
-            x = self.embedding.act(x)
-        x = _linear(self.embedding.linear_2, x)
-        return x if self.embedding.post_act is None else self.embedding.post_act(x)
-
-    def features(self, values, condition=None):
-        """Temporal features of float32 timesteps ``(batch,)``: list of ``(batch, width)``, in float."""
-        embedded = self.embed(values, condition)
-        active = embedded if self.embed_act is None else self.embed_act(embedded)
-        return [
-            _linear(projection, activation(active))
-            for activation, projection in zip(self.activations, self.projections, strict=True)
-        ], embedded
+        self.register_buffer("table", torch.empty(0, self.width + embedding_width))
+        self._rows = None
 
     def compute_rows(self, values, condition=None):
-        """Rows ``(batch, width)`` of the table for float32 timesteps, without ranges."""
-        rows = torch.zeros(values.shape[0], self.width + self.embedding_width)
-        rows[:, VALUE_SLOT] = values
-        features, embedded = self.features(values, condition)
-        for (_, slot), fold, feature in zip(self.slots, self.folds, features, strict=True):
-            folded = fold(feature)
-            rows[:, slot : slot + folded.shape[1]] = folded
-        if self.embedding_width:
-            rows[:, self.width :] = embedded
-        return rows
+        """Rows ``(batch, width)`` of float32 timesteps, features in float, without ranges."""
+        features, embedded = self.tib.features(values, condition)
+        folded = [fold(f) for fold, f in zip(self.folds, features, strict=True)]
+        ranges = torch.zeros(values.shape[0], self.ranges_end)
+        ranges[:, VALUE_SLOT] = values
+        tail = [embedded] if self.embedding_width else []
+        return torch.cat([ranges, *folded, *tail], dim=1)
 
     def set_rows(self, values, table):
         """Install the table: float32 ``(rows,)`` timesteps, ascending, and ``(rows, width)``."""
-        self.values, self.table = values, table
-        self._rows = {value: index for index, value in enumerate(values.tolist())}
+        self.values, self.table, self._rows = values, table, None
+
+    def use_source(self, source):
+        """Take the features from `source` from now on; the table keeps the rest."""
+        self.source = source
+        parts = (self.table[:, : self.ranges_end], self.table[:, self.width :])
+        self.table = torch.cat(parts, dim=1)
+        if source.replaces_float:
+            self.tib = None
 
     def finish(self, drop_tib):
         """Rows exist: keep the float block as float16 for a timestep never seen, or drop it."""
-        self.dropped = drop_tib
-        if drop_tib:
-            self.time_proj = self.embedding = None
-            self.activations = self.projections = nn.ModuleList()
-        else:
-            self.embedding.half()
-            self.projections.half()
+        if self.tib is not None:
+            self.tib = None if drop_tib else self.tib.half()
 
     def forward(self, key, condition=None):
         """``(batch, 4)`` timestep bytes to ``(batch, width)`` rows, float32."""
         values = decode_timesteps(key)
         if is_traced(key):
-            return self._selected(values, condition)
-        found = [self._rows.get(value, -1) for value in values.tolist()]
-        if condition is None and min(found) >= 0:
-            return backends.get("native").temporal_gather(self.table, torch.tensor(found))
-        if self.dropped:
-            unknown = sorted({v for v, row in zip(values.tolist(), found, strict=True) if row < 0})
+            return self._traced(values, condition)
+        if len(self.values) == 0:
+            return _one_by_one(self.compute_rows, values, condition)
+        index, known = self._look_up(values)
+        if self.source is None and condition is None and all(known):
+            return backends.get("native").temporal_gather(self.table, index)
+        if not all(known) or condition is not None:
+            self._require_tib(values, known)
+        known = torch.tensor(known)
+        if condition is not None:
+            return _one_by_one(self._assemble, values, index, known, condition)
+        unique, inverse = values.unique(return_inverse=True)
+        first = torch.stack([(inverse == i).nonzero()[0, 0] for i in range(len(unique))])
+        return _one_by_one(self._assemble, unique, index[first], known[first], None)[inverse]
+
+    def _look_up(self, values):
+        """Row of the nearest timestep of the table, and whether it is the timestep itself."""
+        if self._rows is None:
+            self._rows = {value: row for row, value in enumerate(self.values.tolist())}
+        rows = [self._rows.get(value, -1) for value in values.tolist()]
+        known = [row >= 0 for row in rows]
+        if all(known):
+            return torch.tensor(rows), known
+        return (values[:, None] - self.values[None, :]).abs().argmin(1), known
+
+    def _require_tib(self, values, known):
+        if self.tib is None and (self.source is None or not self.source.replaces_float):
+            unknown = sorted({v for v, k in zip(values.tolist(), known, strict=True) if not k})
             raise ValueError(
                 f"timestep {unknown or values.tolist()} has no row and the float time embedding was "
                 f"dropped (drop_tib=True); rows exist for {self.values.tolist()}"
             )
-        return self._computed(values, found, condition)
 
-    def _computed(self, values, found, condition):
-        # One row at a time: torch's products differ in the last bits from one batch size to another.
-        if condition is None:
-            unique, index = values.unique(return_inverse=True)
-            rows = torch.cat([self.compute_rows(value) for value in unique.split(1)])[index]
-        else:
-            pairs = zip(values.split(1), condition.split(1), strict=True)
-            rows = torch.cat([self.compute_rows(*pair) for pair in pairs])
-        if len(self.values) == 0:
+    def _assemble(self, values, index, known, condition=None):
+        """Rows from the table and the source; a timestep without one through the float block."""
+        rows = backends.get("native").temporal_gather(self.table, index)
+        if self.source is not None:
+            ranges, tail = rows.split((self.ranges_end, self.embedding_width), dim=1)
+            features, embedded = self.source.features(values, index, known)
+            folded = [fold(f) for fold, f in zip(self.folds, features, strict=True)]
+            if self.embedding_width and embedded is not None:
+                tail = embedded
+            rows = torch.cat([ranges, *folded, tail], dim=1)
+            if self.source.replaces_float:
+                rows[:, VALUE_SLOT] = values
+                return rows
+        if self.tib is None or (condition is None and not is_traced(values) and bool(known.all())):
             return rows
-        rows = self._with_nearest_ranges(rows, values)
-        if condition is None:
-            for index, row in enumerate(found):
-                if row >= 0:
-                    rows[index] = self.table[row]
-        return rows
-
-    def _with_nearest_ranges(self, rows, values):
         # Ranges of the nearest calibrated timestep; features of the timestep itself.
-        nearest = (values[:, None] - self.values[None, :]).abs().argmin(1)
-        ranges = slice(self.features_end, self.width)
-        rows[:, ranges] = self.table[nearest, ranges]
-        return rows
+        computed = self.compute_rows(values, condition)
+        ranges = slice(VALUE_SLOT + 1, self.ranges_end)
+        computed[:, ranges] = rows[:, ranges]
+        return computed if condition is not None else torch.where(known[:, None], rows, computed)
 
-    def _selected(self, values, condition):
+    def _traced(self, values, condition):
         """Rows for a compiler: one graph for all timesteps, none of them read on the host."""
-        if self.dropped and condition is not None:
+        if len(self.values) == 0:
+            return self.compute_rows(values, condition)
+        if self.tib is None and condition is not None:
             raise ValueError(
                 "a condition joins the time embedding, and its float block was dropped (drop_tib=True)"
             )
-        if len(self.values) == 0:
-            return self.compute_rows(values, condition)
-        matches = values[:, None] == self.values[None, :]
-        known, index = matches.any(1), matches.long().argmax(1)
-        if self.dropped:
+        distance = (values[:, None] - self.values[None, :]).abs()
+        index = distance.argmin(1)
+        known = (distance == 0).any(1)
+        if self.tib is None and (self.source is None or not self.source.replaces_float):
             torch._assert_async(
                 known.all(),
                 "timestep without a row, and the float time embedding was dropped (drop_tib=True)",
             )
-            return backends.get("native").temporal_gather(self.table, index)
-        rows = self._with_nearest_ranges(self.compute_rows(values, condition), values)
-        if condition is not None:
-            return rows
-        return torch.where(known[:, None], self.table[index], rows)
+        return self._assemble(values, index, known, condition)
 
 
-def _linear(layer, x):
-    # The kept block is stored in float16 once rows exist, and computed in float32.
-    bias = None if layer.bias is None else layer.bias.float()
-    return nn.functional.linear(x.float(), layer.weight.float(), bias)
+def _one_by_one(function, *columns):
+    # torch's float products differ in the last bits from one batch size to another.
+    parts = [itertools.repeat(None) if c is None else c.split(1) for c in columns]
+    return torch.cat([function(*arguments) for arguments in zip(*parts, strict=False)])
 
 
 class RowCondition(nn.Module):

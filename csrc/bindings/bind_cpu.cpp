@@ -52,17 +52,22 @@ Epilogue epilogue_of(const py::tuple& t) {
   return e;
 }
 
-void gemm_s8(Address x, int64_t m, int64_t n, int64_t k, Address weight,
+void gemm_s8(Address x, int64_t m, int64_t n, int64_t k, Address weight, Address weight_zero_point,
              const py::tuple& epilogue) {
   check_sizes("gemm_s8", {m, n, k});
   check_depth("gemm_s8", k);
-  const GemmArgs args{pointer<const uint8_t>(x), m, n, k, pointer<const int8_t>(weight),
+  const GemmArgs args{pointer<const uint8_t>(x),
+                      m,
+                      n,
+                      k,
+                      {pointer<const void>(weight), pointer<const uint8_t>(weight_zero_point)},
                       epilogue_of(epilogue)};
   py::gil_scoped_release release;
   cpu::gemm_s8(args);
 }
 
-void conv2d_s8(Address x, const py::tuple& geometry, Address weight, const py::tuple& epilogue) {
+void conv2d_s8(Address x, const py::tuple& geometry, Address weight, Address weight_zero_point,
+               const py::tuple& epilogue) {
   TFQ_CHECK(geometry.size() == 14, "conv2d_s8: geometry must have 14 entries, got ",
             geometry.size());
   int64_t v[14];
@@ -74,7 +79,7 @@ void conv2d_s8(Address x, const py::tuple& geometry, Address weight, const py::t
   const ConvArgs args{
       pointer<const uint8_t>(x),
       {v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7], v[8], v[9], v[10], v[11], v[12], v[13]},
-      pointer<const int8_t>(weight),
+      {pointer<const void>(weight), pointer<const uint8_t>(weight_zero_point)},
       epilogue_of(epilogue)};
   py::gil_scoped_release release;
   cpu::conv2d_s8(args);
@@ -184,6 +189,22 @@ void unpack_weight(Address packed, int64_t n, int64_t k, Address weight) {
   cpu::unpack_weight(pointer<const int8_t>(packed), n, k, pointer<int8_t>(weight));
 }
 
+void pack_weight_s4(Address q, Address zero_point, int64_t n, int64_t k, Address packed,
+                    Address weight_sum) {
+  check_sizes("pack_weight_s4", {n, k});
+  check_not_null("pack_weight_s4", {q, zero_point, packed, weight_sum});
+  py::gil_scoped_release release;
+  cpu::pack_weight_s4(pointer<const uint8_t>(q), pointer<const uint8_t>(zero_point), n, k,
+                      pointer<uint8_t>(packed), pointer<int32_t>(weight_sum));
+}
+
+void unpack_weight_s4(Address packed, int64_t n, int64_t k, Address q) {
+  check_sizes("unpack_weight_s4", {n, k});
+  check_not_null("unpack_weight_s4", {packed, q});
+  py::gil_scoped_release release;
+  cpu::unpack_weight_s4(pointer<const uint8_t>(packed), n, k, pointer<uint8_t>(q));
+}
+
 }  // namespace
 
 void bind_cpu(py::module_& module) {
@@ -196,6 +217,8 @@ void bind_cpu(py::module_& module) {
   module.def("temporal_gather", temporal_gather);
   module.def("pack_weight", pack_weight);
   module.def("unpack_weight", unpack_weight);
+  module.def("pack_weight_s4", pack_weight_s4);
+  module.def("unpack_weight_s4", unpack_weight_s4);
 }
 
 }  // namespace tfq::bindings

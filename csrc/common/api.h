@@ -30,7 +30,7 @@ struct Epilogue {
   QParams input;              // (groups, 3) parameters of the uint8 operand
   int64_t rows_per_group;     // rows of the output per row of `input` and of `requant`
   const float* weight_scale;  // (n)
-  const int32_t* weight_sum;  // (n)  sum over k of the int8 weights
+  const int32_t* weight_sum;  // (n)  sum over k of the integer weights
   const float* bias;          // (n) or null
   const float* temporal;      // (samples, n) or null
   int64_t temporal_stride;    // floats between consecutive samples
@@ -42,11 +42,18 @@ struct Epilogue {
   QParams requant;            // (groups, 3) parameters of a uint8 output
 };
 
+// Integer weights (n, k) in the layout of gemm_s8/packed_layout.h: int8, or 4-bit q in [0, 15] with
+// a zero-point per row, which stand for q - zero_point in [-15, 15].
+struct PackedWeight {
+  const void* data;
+  const uint8_t* zero_point;  // (n) in [0, 15], or null: int8
+};
+
 // out (m, n) = x (m, k) times the transpose of weight (n, k).
 struct GemmArgs {
   const uint8_t* x;  // (m, k), dense
   int64_t m, n, k;
-  const int8_t* weight;  // packed, see gemm_s8/packed_layout.h
+  PackedWeight weight;
   Epilogue epilogue;
 };
 
@@ -66,7 +73,7 @@ struct ConvGeometry {
 struct ConvArgs {
   const uint8_t* x;  // (batch, in_h, in_w, channels)
   ConvGeometry geometry;
-  const int8_t* weight;  // packed
+  PackedWeight weight;
   Epilogue epilogue;
 };
 

@@ -47,6 +47,9 @@ const std::vector<KernelInfo>& kernel_table() {
 const gemm_s8_kernel& select_gemm_s8(Level level) {
   return select<gemm_s8_kernel>("gemm_s8", level);
 }
+const expand_s4_kernel& select_expand_s4(Level level) {
+  return select<expand_s4_kernel>("expand_s4", level);
+}
 const epilogue_kernel& select_epilogue(Level level) {
   return select<epilogue_kernel>("epilogue", level);
 }

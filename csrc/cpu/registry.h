@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "cpu/epilogue/epilogue.h"
+#include "cpu/expand_s4/expand_s4.h"
 #include "cpu/gemm_s8/gemm_s8.h"
 #include "cpu/isa.h"
 #include "cpu/norm_act/norm_act.h"
@@ -23,6 +24,7 @@ const std::vector<KernelInfo>& kernel_table();
 
 // The kernel of a family that `level` runs.
 const gemm_s8_kernel& select_gemm_s8(Level level);
+const expand_s4_kernel& select_expand_s4(Level level);
 const epilogue_kernel& select_epilogue(Level level);
 const quantize_kernel& select_quantize(Level level);
 const group_norm_kernel& select_group_norm(Level level);

@@ -27,7 +27,7 @@ from tfq.ops.activations import (
     temporal_gather,
 )
 from tfq.ops.products import conv2d_s8, gemm_s8
-from tfq.ops.weights import pack_weight, unpack_weight
+from tfq.ops.weights import pack_weight, pack_weight_s4, unpack_weight, unpack_weight_s4
 
 __all__ = [
     "conv2d_s8",
@@ -36,7 +36,9 @@ __all__ = [
     "group_norm_silu_quantize",
     "layer_norm_quantize",
     "pack_weight",
+    "pack_weight_s4",
     "quantize",
     "temporal_gather",
     "unpack_weight",
+    "unpack_weight_s4",
 ]

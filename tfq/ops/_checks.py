@@ -104,7 +104,8 @@ def dynamic_or_static(operation, qparams, groups, rows):
 
 
 def check_packed(operation, packed, n, k):
-    wanted = (-(-n // 16), -(-k // 64) * 16, 16, 4)
+    """Raise unless `packed` has the shape of a packed weight (n, k): int8, or uint8 of 4 bits."""
+    wanted = (-(-n // 16), -(-k // 64) * 16, 16, 4 if packed.dtype is torch.int8 else 2)
     if tuple(packed.shape) != wanted or not packed.is_contiguous():
         raise ValueError(
             f"{operation}: packed weight for n={n}, k={k} must be contiguous {wanted}, got "
@@ -112,8 +113,29 @@ def check_packed(operation, packed, n, k):
         )
 
 
+def packed_weight(operation, weight, zero_point, n, k):
+    """The native form of a packed weight (n, k) and of its zero-points (0: int8)."""
+    require(operation, "weight", weight, (torch.int8, torch.uint8), 4)
+    check_packed(operation, weight, n, k)
+    if weight.dtype is torch.int8:
+        if zero_point is not None:
+            raise ValueError(
+                f"{operation}: weight_zero_point is for a 4-bit weight (uint8, from pack_weight_s4), "
+                f"got an int8 weight"
+            )
+        return weight.data_ptr(), 0
+    if zero_point is None:
+        raise ValueError(
+            f"{operation}: a uint8 weight (4-bit, from pack_weight_s4) needs weight_zero_point, "
+            f"got None"
+        )
+    return weight.data_ptr(), vector(operation, "weight_zero_point", zero_point, torch.uint8, n)
+
+
 def vector(operation, name, tensor, dtype, n):
     require(operation, name, tensor, (dtype,), 1)
     if tensor.shape[0] != n or tensor.stride(0) != 1:
-        raise ValueError(f"{operation}: {name} must be contiguous ({n},), got {tuple(tensor.shape)}")
+        raise ValueError(
+            f"{operation}: {name} must be contiguous ({n},), got {tuple(tensor.shape)}"
+        )
     return tensor.data_ptr()

@@ -51,12 +51,20 @@ def quantize(x, qparams=None, groups=None):
     result, native, _, dynamic = dynamic_or_static("quantize", qparams, groups, x.numel())
     q = torch.empty_like(x, dtype=torch.uint8)
     _C.quantize(
-        x.data_ptr(), DTYPE_CODES[x.dtype], groups, x.numel() // groups, native, dynamic, q.data_ptr()
+        x.data_ptr(),
+        DTYPE_CODES[x.dtype],
+        groups,
+        x.numel() // groups,
+        native,
+        dynamic,
+        q.data_ptr(),
     )
     return q, result
 
 
-def group_norm_silu_quantize(x, num_groups, weight, bias, eps=1e-5, *, x2=None, silu=True, qparams=None):
+def group_norm_silu_quantize(
+    x, num_groups, weight, bias, eps=1e-5, *, x2=None, silu=True, qparams=None
+):
     """GroupNorm, optional SiLU and quantisation of images in one kernel.
 
     Parameters
@@ -166,7 +174,9 @@ def layer_norm_quantize(x, weight, bias, eps=1e-5, *, qparams=None):
     name = "layer_norm_quantize"
     rows, (result, native, rows_per_group, dynamic) = _token_rows(name, x, qparams)
     channels = x.shape[-1]
-    weight_address = 0 if weight is None else vector(name, "weight", weight, torch.float32, channels)
+    weight_address = (
+        0 if weight is None else vector(name, "weight", weight, torch.float32, channels)
+    )
     bias_address = 0 if bias is None else vector(name, "bias", bias, torch.float32, channels)
     q = torch.empty_like(x, dtype=torch.uint8)
     _C.layer_norm_quantize(
@@ -204,7 +214,14 @@ def geglu_quantize(x, *, qparams=None):
     channels = x.shape[-1] // 2
     q = torch.empty((*x.shape[:-1], channels), dtype=torch.uint8)
     _C.geglu_quantize(
-        x.data_ptr(), DTYPE_CODES[x.dtype], rows, channels, native, rows_per_group, dynamic, q.data_ptr()
+        x.data_ptr(),
+        DTYPE_CODES[x.dtype],
+        rows,
+        channels,
+        native,
+        rows_per_group,
+        dynamic,
+        q.data_ptr(),
     )
     return q, result
 
@@ -232,6 +249,11 @@ def temporal_gather(table, rows):
     require_dense("temporal_gather", "rows", rows)
     out = torch.empty((rows.shape[0], table.shape[1]), dtype=torch.float32)
     _C.temporal_gather(
-        table.data_ptr(), table.shape[0], table.shape[1], rows.data_ptr(), rows.shape[0], out.data_ptr()
+        table.data_ptr(),
+        table.shape[0],
+        table.shape[1],
+        rows.data_ptr(),
+        rows.shape[0],
+        out.data_ptr(),
     )
     return out

@@ -21,7 +21,7 @@ _OPERANDS = (
 )
 _EPILOGUE = (
     "Tensor? temporal=None, Tensor? residual=None, ScalarType out_dtype=float, "
-    "Tensor? out_qparams=None"
+    "Tensor? out_qparams=None, Tensor? weight_zero_point=None"
 )
 _GEOMETRY = "int[2] kernel_size, int[2] stride=1, int[4] padding=0, int upsample=1"
 

@@ -9,9 +9,9 @@ from tfq.ops._checks import (
     FLOAT_DTYPES,
     NO_QPARAMS,
     address,
-    check_packed,
     is_traced,
     native_qparams,
+    packed_weight,
     require,
     require_contiguous,
     require_dense,
@@ -20,7 +20,17 @@ from tfq.ops._checks import (
 
 
 def _epilogue(
-    operation, rows, n, qparams, weight_scale, weight_sum, bias, temporal, residual, out, out_qparams
+    operation,
+    rows,
+    n,
+    qparams,
+    weight_scale,
+    weight_sum,
+    bias,
+    temporal,
+    residual,
+    out,
+    out_qparams,
 ):
     """The native form of struct Epilogue (csrc/common/api.h); checks what the kernels rely on."""
     native, rows_per_group = native_qparams(operation, "qparams", qparams, rows)
@@ -82,7 +92,7 @@ def _out_dtype(operation, dtype):
 
 def gemm_s8(
     x, qparams, weight, weight_scale, weight_sum, bias=None, *, temporal=None, residual=None,
-    out_dtype=torch.float32, out_qparams=None,
+    out_dtype=torch.float32, out_qparams=None, weight_zero_point=None,
 ):  # fmt: skip
     """Linear layer on uint8 activations: ``x @ weight.T``, scaled, with bias, row and residual.
 
@@ -93,7 +103,7 @@ def gemm_s8(
     qparams : Tensor
         float32 ``(groups, 3)`` of `x`; groups divide the rows of `x`.
     weight, weight_sum : Tensor
-        From :func:`pack_weight` of ``(n, k)``.
+        From :func:`pack_weight` (int8) or :func:`pack_weight_s4` (4-bit) of ``(n, k)``.
     weight_scale : Tensor
         float32 ``(n,)``: scale of each output channel's weights.
     bias : Tensor, optional
@@ -106,6 +116,8 @@ def gemm_s8(
         float32, bfloat16, or uint8 quantised with `out_qparams`.
     out_qparams : Tensor, optional
         float32 ``(groups, 3)``.
+    weight_zero_point : Tensor, optional
+        uint8 ``(n,)`` in [0, 15]: that of a 4-bit weight, which needs it.
 
     Returns
     -------
@@ -116,27 +128,38 @@ def gemm_s8(
         return torch.ops.tfq.gemm_s8.default(
             x, qparams, weight, weight_scale, weight_sum, bias, temporal=temporal,
             residual=residual, out_dtype=out_dtype, out_qparams=out_qparams,
+            weight_zero_point=weight_zero_point,
         )  # fmt: skip
     require("gemm_s8", "x", x, (torch.uint8,))
-    require("gemm_s8", "weight", weight, (torch.int8,), 4)
     require("gemm_s8", "weight_scale", weight_scale, (torch.float32,), 1)
     require_contiguous("gemm_s8", "x", x)
     _out_dtype("gemm_s8", out_dtype)
     n, k = weight_scale.shape[0], x.shape[-1]
-    check_packed("gemm_s8", weight, n, k)
+    native_weight = packed_weight("gemm_s8", weight, weight_zero_point, n, k)
     out = torch.empty((*x.shape[:-1], n), dtype=out_dtype)
     _check_residual("gemm_s8", residual, out, require_contiguous)
     rows = x.numel() // k if k else 0
     epilogue = _epilogue(
-        "gemm_s8", rows, n, qparams, weight_scale, weight_sum, bias, temporal, residual, out, out_qparams
+        "gemm_s8",
+        rows,
+        n,
+        qparams,
+        weight_scale,
+        weight_sum,
+        bias,
+        temporal,
+        residual,
+        out,
+        out_qparams,
     )
-    _C.gemm_s8(x.data_ptr(), rows, n, k, weight.data_ptr(), epilogue)
+    _C.gemm_s8(x.data_ptr(), rows, n, k, *native_weight, epilogue)
     return out
 
 
 def conv2d_s8(
     x, qparams, weight, weight_scale, weight_sum, bias=None, *, kernel_size, stride=1, padding=0,
     upsample=1, temporal=None, residual=None, out_dtype=torch.float32, out_qparams=None,
+    weight_zero_point=None,
 ):  # fmt: skip
     """2-D convolution on uint8 images, as an implicit GEMM with the epilogue of :func:`gemm_s8`.
 
@@ -146,7 +169,7 @@ def conv2d_s8(
         uint8 ``(batch, channels, height, width)``, channels_last.
     qparams : Tensor
         float32 ``(batch, 3)``, or ``(1, 3)`` for all images. Padding is the real value 0.
-    weight, weight_scale, weight_sum, bias, temporal, residual, out_dtype, out_qparams
+    weight, weight_scale, weight_sum, bias, temporal, residual, out_dtype, out_qparams, weight_zero_point
         As in :func:`gemm_s8`, the weight packed from ``(out_channels, channels, kh, kw)``.
     kernel_size, stride : int or (int, int)
     padding : int, (int, int) or (top, bottom, left, right)
@@ -164,24 +187,29 @@ def conv2d_s8(
             x, qparams, weight, weight_scale, weight_sum, bias, kernel_size=kernel_size,
             stride=stride, padding=padding, upsample=upsample, temporal=temporal,
             residual=residual, out_dtype=out_dtype, out_qparams=out_qparams,
+            weight_zero_point=weight_zero_point,
         )  # fmt: skip
     require("conv2d_s8", "x", x, (torch.uint8,), 4)
-    require("conv2d_s8", "weight", weight, (torch.int8,), 4)
     require("conv2d_s8", "weight_scale", weight_scale, (torch.float32,), 1)
     require("conv2d_s8", "qparams", qparams, (torch.float32,), 2)
     require_dense("conv2d_s8", "x", x)
     _out_dtype("conv2d_s8", out_dtype)
     batch, channels, height, width = x.shape
     n = weight_scale.shape[0]
-    (kernel_h, kernel_w), (stride_h, stride_w), pads = normalize_padding(kernel_size, stride, padding)
+    (kernel_h, kernel_w), (stride_h, stride_w), pads = normalize_padding(
+        kernel_size, stride, padding
+    )
     if upsample not in (1, 2):
         raise ValueError(f"conv2d_s8: upsample must be 1 or 2, got {upsample}")
     out_h, out_w = conv_output_size(
         (height * upsample, width * upsample), (kernel_h, kernel_w), (stride_h, stride_w), pads
     )
-    check_packed("conv2d_s8", weight, n, kernel_h * kernel_w * channels)
+    depth = kernel_h * kernel_w * channels
+    native_weight = packed_weight("conv2d_s8", weight, weight_zero_point, n, depth)
     if qparams.shape[0] not in (1, batch):
-        raise ValueError(f"conv2d_s8: qparams must be (1, 3) or ({batch}, 3), got {tuple(qparams.shape)}")
+        raise ValueError(
+            f"conv2d_s8: qparams must be (1, 3) or ({batch}, 3), got {tuple(qparams.shape)}"
+        )
     out = torch.empty((batch, n, out_h, out_w), dtype=out_dtype, memory_format=torch.channels_last)
     _check_residual("conv2d_s8", residual, out, require_dense)
     epilogue = _epilogue(
@@ -192,5 +220,5 @@ def conv2d_s8(
         batch, height, width, channels, out_h, out_w, n, kernel_h, kernel_w, stride_h, stride_w,
         pads[0], pads[2], upsample,
     )  # fmt: skip
-    _C.conv2d_s8(x.data_ptr(), geometry, weight.data_ptr(), epilogue)
+    _C.conv2d_s8(x.data_ptr(), geometry, *native_weight, epilogue)
     return out

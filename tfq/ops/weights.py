@@ -1,9 +1,11 @@
-"""Weight packing."""
+"""Weight packing, int8 and 4-bit."""
 
 import torch
 
 from tfq._ext import _C
-from tfq.ops._checks import check_packed, require
+from tfq.ops._checks import check_packed, require, vector
+
+LEVELS_S4 = 16  # values of a 4-bit weight
 
 
 def pack_weight(weight):
@@ -22,14 +24,9 @@ def pack_weight(weight):
     weight_sum : Tensor
         int32 ``(n,)``, sum of each row.
     """
-    require("pack_weight", "weight", weight, (torch.int8,))
-    if weight.dim() not in (2, 4):
-        raise ValueError(f"pack_weight: weight must be 2-D or 4-D, got {tuple(weight.shape)}")
+    rows = _rows("pack_weight", "weight", weight, torch.int8)
     if weight.numel() and int(weight.min()) < -127:
         raise ValueError("pack_weight: weights must be in [-127, 127], got -128")
-    if weight.dim() == 4:
-        weight = weight.permute(0, 2, 3, 1)
-    rows = weight.reshape(weight.shape[0], -1).contiguous()
     n, k = rows.shape
     packed = torch.empty((-(-n // 16), -(-k // 64) * 16, 16, 4), dtype=torch.int8)
     weight_sum = torch.empty(n, dtype=torch.int32)
@@ -39,13 +36,63 @@ def pack_weight(weight):
 
 def unpack_weight(packed, shape):
     """Inverse of :func:`pack_weight`: int8 of the given `shape`, ``(n, k)`` or 4-D as a Conv2d's."""
-    require("unpack_weight", "packed", packed, (torch.int8,), 4)
-    n, k = shape[0], 1
-    for size in shape[1:]:
-        k *= size
-    check_packed("unpack_weight", packed, n, k)
-    rows = torch.empty((n, k), dtype=torch.int8)
-    _C.unpack_weight(packed.data_ptr(), n, k, rows.data_ptr())
+    return _unpack("unpack_weight", packed, shape, torch.int8)
+
+
+def pack_weight_s4(q, zero_point):
+    """Pack 4-bit weights, two a byte, for the kernels; they stand for ``q - zero_point``.
+
+    Parameters
+    ----------
+    q : Tensor
+        uint8 ``(n, k)`` or ``(out_channels, channels, kernel_h, kernel_w)``, values in [0, 15].
+    zero_point : Tensor
+        uint8 ``(n,)``, values in [0, 15].
+
+    Returns
+    -------
+    packed : Tensor
+        uint8 ``(ceil(n/16), ceil(k/64)*16, 16, 2)``, see csrc/cpu/gemm_s8/packed_layout.h; k is
+        ordered as in :func:`pack_weight`.
+    weight_sum : Tensor
+        int32 ``(n,)``, sum of each row of ``q - zero_point``.
+    """
+    name = "pack_weight_s4"
+    rows = _rows(name, "q", q, torch.uint8)
+    n, k = rows.shape
+    zero_point_address = vector(name, "zero_point", zero_point, torch.uint8, n)
+    for label, values in (("q", q), ("zero_point", zero_point)):
+        if values.numel() and int(values.max()) >= LEVELS_S4:
+            raise ValueError(f"{name}: {label} must be in [0, 15], got {int(values.max())}")
+    packed = torch.empty((-(-n // 16), -(-k // 64) * 16, 16, 2), dtype=torch.uint8)
+    weight_sum = torch.empty(n, dtype=torch.int32)
+    _C.pack_weight_s4(
+        rows.data_ptr(), zero_point_address, n, k, packed.data_ptr(), weight_sum.data_ptr()
+    )
+    return packed, weight_sum
+
+
+def unpack_weight_s4(packed, shape):
+    """Inverse of :func:`pack_weight_s4`: uint8 ``q`` of the given `shape`, 2-D or 4-D."""
+    return _unpack("unpack_weight_s4", packed, shape, torch.uint8)
+
+
+def _rows(operation, name, weight, dtype):
+    """`weight` as contiguous (n, k), k ordered (kernel row, kernel column, channel)."""
+    require(operation, name, weight, (dtype,))
+    if weight.dim() not in (2, 4):
+        raise ValueError(f"{operation}: {name} must be 2-D or 4-D, got {tuple(weight.shape)}")
+    if weight.dim() == 4:
+        weight = weight.permute(0, 2, 3, 1)
+    return weight.reshape(weight.shape[0], -1).contiguous()
+
+
+def _unpack(operation, packed, shape, dtype):
+    require(operation, "packed", packed, (dtype,), 4)
+    n, k = shape[0], torch.Size(shape[1:]).numel()
+    check_packed(operation, packed, n, k)
+    rows = torch.empty((n, k), dtype=dtype)
+    getattr(_C, operation)(packed.data_ptr(), n, k, rows.data_ptr())
     if len(shape) == 4:
         out_channels, channels, height, width = shape
         return rows.view(out_channels, height, width, channels).permute(0, 3, 1, 2).contiguous()

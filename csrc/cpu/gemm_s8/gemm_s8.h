@@ -38,7 +38,7 @@ struct RowSource {
 
 // The loop nest shared by GEMM and convolution: blocks of rows, gathered once, times blocks of
 // columns.
-void run_gemm(const RowSource& source, int64_t m, int64_t n, int64_t k, const int8_t* weight,
+void run_gemm(const RowSource& source, int64_t m, int64_t n, int64_t k, const PackedWeight& weight,
               const Epilogue& epilogue);
 
 // out (m, n) = x (m, k) * weight^T with the fused epilogue.
@@ -49,5 +49,12 @@ void pack_weight(const int8_t* weight, int64_t n, int64_t k, int8_t* packed, int
 
 // weight (n, k) <- packed.
 void unpack_weight(const int8_t* packed, int64_t n, int64_t k, int8_t* weight);
+
+// packed <- q (n, k) row-major, 4 bits a value; weight_sum[n] <- sum over k of q - zero_point[n].
+void pack_weight_s4(const uint8_t* q, const uint8_t* zero_point, int64_t n, int64_t k,
+                    uint8_t* packed, int32_t* weight_sum);
+
+// q (n, k) <- packed.
+void unpack_weight_s4(const uint8_t* packed, int64_t n, int64_t k, uint8_t* q);
 
 }  // namespace tfq::cpu

@@ -23,12 +23,14 @@ int64_t split(int64_t size, int64_t step, int64_t parts) {
 
 }  // namespace
 
-GemmSchedule schedule_gemm(int64_t m, int64_t n, int64_t k, const GemmMachine& machine) {
+GemmSchedule schedule_gemm(int64_t m, int64_t n, int64_t k, int64_t least_rows,
+                           const GemmMachine& machine) {
   const int64_t block_rows = machine.block_rows, threads = machine.threads;
   const bool weights_stay = n * k <= machine.l2_bytes / 2;
   const int64_t row_bytes = machine.l2_bytes / (weights_stay ? kSmallRowShare : kLargeRowShare);
   const int64_t fitting = row_bytes / max_of(k, 1);
-  const int64_t cache_rows = max_of(block_rows, fitting / block_rows * block_rows);
+  const int64_t cache_rows =
+      max_of(round_up(least_rows, block_rows), fitting / block_rows * block_rows);
   const int64_t fitting_columns = machine.l2_bytes / kGroupShare / max_of(k, 1);
   const int64_t group_columns = max_of(
       machine.block_columns, fitting_columns / machine.block_columns * machine.block_columns);
@@ -37,7 +39,7 @@ GemmSchedule schedule_gemm(int64_t m, int64_t n, int64_t k, const GemmMachine& m
   if (threads == 1 || ceil_div(m, schedule.task_rows) >= wanted) return schedule;
   // Too few row tasks. Splitting columns makes each thread gather the same rows; splitting rows
   // makes each read the same weights: duplicate the smaller operand.
-  if (m < n) {
+  if (m < n || ceil_div(m, wanted) < least_rows) {
     schedule.task_columns =
         split(n, machine.block_columns, wanted / ceil_div(m, schedule.task_rows));
   } else {

@@ -1,0 +1,152 @@
+"""What :func:`tfq.convert` and a converted model accept, and the errors for everything else."""
+
+import inspect
+
+import torch
+from diffusers import UNet2DConditionModel, UNet2DModel
+from torch import nn
+
+from tfq import calibrate, temporal
+from tfq.config import TfqConfig
+from tfq.temporal_modes import TABLE_MODES
+
+_DTYPES = (torch.float32, torch.bfloat16)
+
+
+class CheckInputs:
+    """Forward pre-hook of a converted UNet: inputs the kernels cannot take raise here, by name."""
+
+    def __init__(self, model):
+        self.in_channels, self.dtype = model.config.in_channels, model.dtype
+        self.names = tuple(inspect.signature(type(model).forward).parameters)[1:]
+
+    def __call__(self, module, args, kwargs):
+        """Check ``sample``, and that no input requires grad."""
+        inputs = {**dict(zip(self.names, args, strict=False)), **kwargs}
+        if "sample" not in inputs:
+            return  # forward itself says what is missing
+        sample = inputs["sample"]
+        if not isinstance(sample, torch.Tensor):
+            raise TypeError(f"UNet: sample must be a tensor, got {type(sample).__name__}")
+        for name, value in inputs.items():
+            if isinstance(value, torch.Tensor) and value.requires_grad:
+                raise ValueError(
+                    f"UNet: {name} requires grad, but a converted model is inference-only; "
+                    f"pass {name}.detach()"
+                )
+        if sample.dim() != 4 or sample.shape[1] != self.in_channels:
+            raise ValueError(
+                f"UNet: sample must be (batch, {self.in_channels}, height, width), got "
+                f"{tuple(sample.shape)}"
+            )
+        if sample.dtype is not self.dtype:
+            raise TypeError(f"UNet: sample must be {self.dtype} as the model, got {sample.dtype}")
+        if sample.device.type != "cpu":
+            raise NotImplementedError(
+                f"UNet: sample is on '{sample.device}'; this build of tfq has native kernels for 'cpu' only"
+            )
+
+
+def check_arguments(model, config, scheduler, num_inference_steps, calibration, prompts):
+    """Raise if :func:`tfq.convert` cannot do what it is asked to; nothing is changed."""
+    if not isinstance(config, TfqConfig):
+        raise TypeError(f"convert: config must be a TfqConfig, got {type(config).__name__}")
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"convert: model must be a UNet2DModel or UNet2DConditionModel, got {type(model).__name__}"
+        )
+    if prompts is not None:
+        raise NotImplementedError(
+            "convert: prompts= is for pipelines, which this version does not convert; pass pipe.unet and "
+            "calibration="
+        )
+    if isinstance(getattr(model, "time_embedding", None), temporal.TemporalEmbedding):
+        raise ValueError("convert: model is converted already; load or build the float model again")
+    if not any(isinstance(m, (nn.Conv2d, nn.Linear)) for m in model.modules()):
+        raise ValueError(
+            f"convert: {type(model).__name__} has no Conv2d or Linear: nothing to convert"
+        )
+    if not isinstance(model, (UNet2DModel, UNet2DConditionModel)):
+        raise TypeError(
+            f"convert: model must be a UNet2DModel or UNet2DConditionModel, got {type(model).__name__}"
+        )
+    for name, parameter in model.named_parameters():
+        if parameter.device.type != "cpu":
+            raise NotImplementedError(
+                f"convert: parameter {name} is on '{parameter.device}'; this build of tfq has native "
+                f"kernels for 'cpu' only"
+            )
+        if parameter.dtype not in _DTYPES:
+            raise TypeError(
+                f"convert: parameters must be float32 or bfloat16, got {parameter.dtype} for {name}"
+            )
+        if not torch.isfinite(parameter).all():
+            raise ValueError(f"convert: parameter {name} has NaN or infinite values")
+    if num_inference_steps is not None and scheduler is None:
+        raise ValueError(f"convert: num_inference_steps={num_inference_steps} needs scheduler=")
+    if scheduler is not None:
+        calibrate.check_scheduler(
+            scheduler,
+            calibrate.DEFAULT_STEPS if num_inference_steps is None else num_inference_steps,
+        )
+    if isinstance(calibration, bool) or (isinstance(calibration, int) and calibration < 1):
+        raise ValueError(f"convert: calibration must be at least 1 trajectory, got {calibration}")
+    if isinstance(calibration, int) and scheduler is None:
+        raise ValueError(f"convert: calibration={calibration} trajectories need scheduler=")
+    iterable = hasattr(calibration, "__iter__") and not isinstance(calibration, (dict, str))
+    if not (
+        calibration is None or isinstance(calibration, int) or callable(calibration) or iterable
+    ):
+        raise TypeError(
+            f"convert: calibration must be an int, an iterable of dicts or a callable, got "
+            f"{type(calibration).__name__}"
+        )
+
+
+def resolve_ranges(model, config, scheduler, calibration):
+    """ "timestep", "static" or "dynamic"; raises if it needs calibration that is not there."""
+    has_data = calibration is not None and not isinstance(calibration, int)
+    calibrated = scheduler is not None or has_data
+    ranges = config.activation_ranges
+    if ranges == "auto" and config.activations == "float":
+        ranges = "dynamic"
+    if ranges == "auto":
+        ranges = "timestep" if calibrated else "dynamic"
+    if ranges != "dynamic":
+        if not calibrated:
+            raise ValueError(
+                f"convert: activation_ranges={ranges!r} needs scheduler= or calibration= to calibrate with"
+            )
+        if not has_data and (reason := why_it_cannot_sample(model)):
+            raise ValueError(f"convert: {reason}")
+    if scheduler is None and ranges == "dynamic" and not has_data:
+        for name, needed in (
+            ("drop_tib", config.drop_tib),
+            ("temporal", config.temporal in TABLE_MODES),
+        ):
+            if needed:
+                raise ValueError(
+                    f"convert: {name}={getattr(config, name)!r} needs scheduler= or calibration= to know "
+                    f"the timesteps"
+                )
+    if config.reconstruction == "block" and not has_data:
+        if not calibrated:
+            raise ValueError("convert: reconstruction='block' needs scheduler= or calibration=")
+        if reason := why_it_cannot_sample(model):
+            raise ValueError(f"convert: reconstruction='block' runs the model, but {reason}")
+    return ranges
+
+
+def why_it_cannot_sample(model):
+    """Why a model alone does not make a calibration run; None if it can."""
+    if isinstance(model, UNet2DConditionModel):
+        return (
+            "the model needs encoder_hidden_states: pass calibration= or convert(pipe, prompts=...)"
+        )
+    inputs, outputs = model.config.in_channels, model.config.out_channels
+    if outputs not in (inputs, 2 * inputs):
+        return (
+            f"the model turns {inputs} channels into {outputs} and cannot sample on its own: pass "
+            f"calibration="
+        )
+    return None

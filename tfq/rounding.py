@@ -1,0 +1,2 @@
+def round_with_feedback(*a):
+    raise NotImplementedError

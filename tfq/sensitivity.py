@@ -1,0 +1,230 @@
+"""Which layers may be quantized how: the effect of each on the model's output, estimated together.
+
+Quantizing layer l adds an error d to its output y; to first order the model's output changes by J d,
+J the Jacobian of the output by y. For a random vector v of signs the mean of ``(v^T J d)^2`` is
+``|J d|^2``, and ``v^T J`` is the gradient of ``v^T output`` by y. So one forward and backward pass of
+the float model estimates all layers at once, and the average over a few images at different timesteps
+and their own v is enough to rank them: no call of the model per layer. (Random projections as in
+Hutchinson's trace estimator.)
+"""
+
+import dataclasses
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tfq.reference import qparams_from_range
+from tfq.weights import quantize_weight
+
+# Images (each at its own timestep) the estimate is averaged over.
+SAMPLES = 12
+_LEVELS = 255
+
+
+@dataclasses.dataclass(frozen=True)
+class Treatment:
+    """A way to run a layer, from coarse to fine."""
+
+    weight_bits: int
+    activations: str
+
+    def __str__(self):
+        return f"{self.weight_bits}-bit weights, {self.activations} activations"
+
+
+def treatments(config):
+    """From what the configuration asks for to the finest."""
+    ladder = [
+        Treatment(4, "int8"), Treatment(4, "float"), Treatment(8, "int8"), Treatment(8, "float"),
+    ]  # fmt: skip
+    asked = Treatment(config.weight_bits, config.activations)
+    if config.activations == "float":
+        return [t for t in ladder[ladder.index(asked) :] if t.activations == "float"]
+    return [t for t in ladder[ladder.index(asked) :] if t != Treatment(4, "float")]
+
+
+def _round_groups(x, dims):
+    """Values of `x` after uint8 quantization with a range over `dims`."""
+    low, high = x.amin(dims, keepdim=True), x.amax(dims, keepdim=True)
+    s, r, z = qparams_from_range(low.flatten(), high.flatten()).T
+    s, r, z = (value.view(low.shape) for value in (s, r, z))
+    return ((x * r).round_().add_(z).clamp_(0, _LEVELS) - z).mul_(s)
+
+
+def round_input(layer, x, sources):
+    """Input of a layer as its kernel sees it with dynamic ranges: by image, token, or pixel and source."""
+    x = x.float()
+    if isinstance(layer, nn.Linear):
+        return _round_groups(x, (-1,))
+    if sources:
+        return torch.cat([_round_groups(part, (1,)) for part in x.split(sources, dim=1)], dim=1)
+    return _round_groups(x, (1, 2, 3))
+
+
+def _apply(layer, x, weight):
+    if isinstance(layer, nn.Linear):
+        return F.linear(x, weight)
+    return F.conv2d(x, weight, None, layer.stride, layer.padding)
+
+
+class _Probe:
+    """Forward hook of one layer: projects the error of each treatment on the gradient of its output."""
+
+    def __init__(self, layer, plan, ladder, weights):
+        self.layer, self.plan = layer, plan
+        self.ladder = ladder
+        self.weights = weights  # bits -> dequantized weight
+        self.squares = [0.0] * len(ladder)
+        self._projected = None
+
+    def start(self):
+        """Begin a sample; a layer that is called several times adds up."""
+        self._projected = [0.0] * len(self.ladder)
+
+    def stop(self, norm):
+        """End a sample whose output has the given squared norm."""
+        for i, projected in enumerate(self._projected):
+            self.squares[i] += float(projected) ** 2 / norm
+
+    def __call__(self, layer, args, output):
+        """Compute the errors once gradients flow (the first pass of a checkpointed block has none)."""
+        if not (torch.is_grad_enabled() and output.requires_grad):
+            return
+        with torch.no_grad():
+            x = args[0].detach().float()
+            rounded = round_input(layer, x, self.plan.sources)
+            exact = _apply(layer, x, layer.weight.float())
+            errors = []
+            for treatment in self.ladder:
+                source = rounded if treatment.activations == "int8" else x
+                errors.append(_apply(layer, source, self.weights[treatment.weight_bits]) - exact)
+
+        def project(gradient):
+            for i, error in enumerate(errors):
+                self._projected[i] += (gradient.float() * error).sum().item()
+
+        output.register_hook(project)
+
+
+def _samples(calls):
+    """One image from each of up to SAMPLES calls, spread over the calibration."""
+    count = min(SAMPLES, len(calls))
+    for i in range(count):
+        call = calls[i * len(calls) // count]
+        batch = call["sample"].shape[0]
+        yield {k: _image(v, i % batch, batch) for k, v in call.items()}
+
+
+def _image(value, index, batch):
+    if isinstance(value, torch.Tensor) and value.dim() and value.shape[0] == batch:
+        return value[index : index + 1]
+    if isinstance(value, dict):
+        return {k: _image(v, index, batch) for k, v in value.items()}
+    if isinstance(value, (tuple, list)):
+        return type(value)(_image(v, index, batch) for v in value)
+    return value
+
+
+def estimate_errors(unet, plans, calls, config, progress=None):
+    """Relative output error of each treatment of each layer, if that layer alone were quantized.
+
+    Parameters
+    ----------
+    unet : UNet2DModel or UNet2DConditionModel
+        Float, without gradients of its parameters.
+    plans : list of LayerPlan
+    calls : list of dict
+        Recorded arguments of the model.
+    config : TfqConfig
+    progress : callable, optional
+        ``progress(done, total, label)``.
+
+    Returns
+    -------
+    dict
+        Layer name -> list of float, one for each of :func:`treatments`.
+    """
+    ladder = treatments(config)
+    modules = dict(unet.named_modules())
+    probes = {}
+    for plan in plans:
+        if plan.converted:
+            layer = modules[plan.name]
+            weights = {
+                bits: _rounded(layer.weight, bits, plan.sources)
+                for bits in {t.weight_bits for t in ladder}
+            }
+            probes[plan.name] = _Probe(layer, plan, ladder, weights)
+    handles = [probe.layer.register_forward_hook(probe) for probe in probes.values()]
+    checkpointing = unet.is_gradient_checkpointing
+    if not checkpointing:
+        unet.enable_gradient_checkpointing()
+    generator = torch.Generator().manual_seed(config.seed)
+    samples = list(_samples(calls))
+    try:
+        for done, call in enumerate(samples):
+            for probe in probes.values():
+                probe.start()
+            with torch.enable_grad():
+                call = {**call, "sample": call["sample"].detach().clone().requires_grad_(True)}
+                output = unet(**{**call, "return_dict": False})[0].float()
+                signs = torch.randint(0, 2, output.shape, generator=generator) * 2 - 1
+                (output * signs.to(output.device)).sum().backward()
+            norm = output.detach().square().sum().item()
+            for probe in probes.values():
+                probe.stop(norm or 1.0)
+            if progress is not None:
+                progress(done + 1, len(samples), "sensitivity")
+    finally:
+        for handle in handles:
+            handle.remove()
+        if not checkpointing:
+            unet.disable_gradient_checkpointing()
+    return {
+        name: [math.sqrt(square / len(samples)) for square in probe.squares]
+        for name, probe in probes.items()
+    }
+
+
+def _rounded(weight, bits, sources):
+    parts = weight.detach().split(sources, dim=1) if sources else (weight.detach(),)
+    return torch.cat([quantize_weight(part, bits).dequantize() for part in parts], dim=1)
+
+
+def refine_plans(plans, errors, config):
+    """Give each layer the coarsest treatment within the budget, or the finest; note both in its plan.
+
+    Layers that share a quantized input (queries, keys and values of an attention) share the type of
+    their activations.
+    """
+    ladder = treatments(config)
+    for plan in plans:
+        if not plan.converted:
+            continue
+        estimates = errors[plan.name]
+        within = [i for i, error in enumerate(estimates) if error <= config.error_budget]
+        chosen = within[0] if within else len(ladder) - 1
+        plan.weight_bits, plan.activations = ladder[chosen].weight_bits, ladder[chosen].activations
+        plan.output_error = estimates[chosen]
+        if chosen:
+            plan.reason = (
+                f"over error_budget={config.error_budget:g} with {ladder[0]} "
+                f"(estimated {estimates[0]:.3g}): {ladder[chosen]}"
+            )
+    _share_activations(plans)
+
+
+def _share_activations(plans):
+    groups = {}
+    for plan in plans:
+        parent, _, child = plan.name.rpartition(".")
+        if plan.converted and child in ("to_q", "to_k", "to_v"):
+            groups.setdefault(parent, []).append(plan)
+    for group in groups.values():
+        floats = [plan for plan in group if plan.activations == "float"]
+        for plan in group if floats else ():
+            if plan.activations != "float":
+                plan.activations = "float"
+                plan.reason = plan.reason or f"shares its input with {floats[0].name}"
