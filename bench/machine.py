@@ -99,8 +99,14 @@ def slug(machine):
     return f"{family}-{SHORT_ISA[machine['isa']]}-{machine['cores']}c"
 
 
-def write_results(name, machine, results):
-    """Write ``bench/results/<machine>/<name>.json``.
+def results_path(name, machine, folder=None):
+    """``bench/results/<machine>/<name>.json``, or ``<folder>/<name>.json``."""
+    folder = BENCH / "results" / slug(machine) if folder is None else folder
+    return folder / f"{name}.json"
+
+
+def write_results(name, machine, results, folder=None):
+    """Write :func:`results_path` of `name`.
 
     Parameters
     ----------
@@ -110,12 +116,14 @@ def write_results(name, machine, results):
         :func:`facts` from the beginning of the run; the load at the end is added.
     results : list or dict
         What was measured, ready for JSON.
+    folder : pathlib.Path, optional
+        In place of the machine's folder in ``bench/results``.
 
     Returns
     -------
     pathlib.Path
     """
-    path = BENCH / "results" / slug(machine) / f"{name}.json"
+    path = results_path(name, machine, folder)
     path.parent.mkdir(parents=True, exist_ok=True)
     document = {"machine": machine | {"load_after": load()}, "results": results}
     path.write_text(json.dumps(document, indent=1) + "\n")

@@ -50,14 +50,22 @@ def fashion32():
     return load_model()
 
 
-def animeface64():
-    """(UNet, scheduler) of the trained 64x64 DDPM, or None where it is not at hand."""
-    path = SHARED_MODELS / "animeface64" / "load.py"
+def load_shared(path):
+    """Python module `path` beside the shared models, or None where it is not at hand."""
+    path = SHARED_MODELS / path
     if not path.exists():
         return None
-    spec = importlib.util.spec_from_file_location("animeface64", path)
+    spec = importlib.util.spec_from_file_location(f"{path.parent.name}_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return module
+
+
+def animeface64():
+    """(UNet, scheduler) of the trained 64x64 DDPM, or None where it is not at hand."""
+    module = load_shared("animeface64/load.py")
+    if module is None:
+        return None
     # Spacing "trailing" starts at pure noise, where any error is divided by a vanishing alpha.
     scheduler = DDIMScheduler.from_config(
         module.scheduler("ddim").config, timestep_spacing="leading"
@@ -65,16 +73,22 @@ def animeface64():
     return module.load(), scheduler
 
 
-def sample(unet, scheduler, steps, images, seed):
-    """DDIM, eta 0: images in [-1, 1] of ``(images, channels, size, size)``."""
+@torch.no_grad()
+def trajectory(unet, scheduler, steps, images, seed):
+    """DDIM, eta 0: yields ``(images, channels, size, size)`` after each step, not clamped."""
     generator = torch.Generator().manual_seed(seed)
     size = unet.config.sample_size
     x = torch.randn(images, unet.config.in_channels, size, size, generator=generator)
     scheduler.set_timesteps(steps)
-    with torch.no_grad():
-        for timestep in scheduler.timesteps:
-            x = scheduler.step(unet(x, timestep).sample, timestep, x, eta=0.0).prev_sample
-    return x.clamp(-1, 1)
+    for timestep in scheduler.timesteps:
+        x = scheduler.step(unet(x, timestep).sample, timestep, x, eta=0.0).prev_sample
+        yield x
+
+
+def sample(unet, scheduler, steps, images, seed):
+    """DDIM, eta 0: images in [-1, 1] of ``(images, channels, size, size)``."""
+    *_, last = trajectory(unet, scheduler, steps, images, seed)
+    return last.clamp(-1, 1)
 
 
 def psnr(images, reference, peak=2.0):
