@@ -8,7 +8,8 @@ from unets import build, clone, image, inputs, run
 
 import tfq
 from tfq import TfqConfig
-from tfq.calibrate import RangeRecorder, run_trajectory
+from tfq.calibrate import run_trajectory
+from tfq.ranges import RangeRecorder
 from tfq.quantizer import QPARAMS_WIDTH, InputQuantizer
 from tfq.reference import qparams_from_range
 from tfq.temporal import VALUE_SLOT
