@@ -68,6 +68,26 @@ def test_gemm_s8(benchmark, shape, batch, weight_bits):
     measure(benchmark, lambda: ops.gemm_s8(**operands), operations=shape.operations(batch))
 
 
+@pytest.mark.benchmark(group="dequantize_weight")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("weight_bits", [8, 4])
+@pytest.mark.parametrize("shape", [(320, 320, 3, 3), (1280, 1280, 3, 3), (10240, 1280)], ids=label)
+def test_dequantize_weight(benchmark, shape, weight_bits, dtype):
+    n, options = shape[0], {}
+    if weight_bits == 4:
+        options["zero_point"] = torch.randint(0, 16, (n,), dtype=torch.uint8)
+        values = torch.randint(0, 16, shape, dtype=torch.uint8)
+        packed, _ = ops.pack_weight_s4(values, options["zero_point"])
+    else:
+        packed, _ = ops.pack_weight(torch.randint(-127, 128, shape, dtype=torch.int8))
+    scale = torch.rand(n)
+    measure(
+        benchmark,
+        lambda: ops.dequantize_weight(packed, scale, shape, dtype=dtype, **options),
+        moved_bytes=torch.Size(shape).numel() * (dtype.itemsize + weight_bits / 8),
+    )
+
+
 @pytest.mark.benchmark(group="group_norm_silu_quantize")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize(
@@ -120,3 +140,13 @@ def test_temporal_gather(benchmark, batch):
     rows = torch.arange(batch)
     moved = batch * table.shape[1] * 8
     measure(benchmark, lambda: ops.temporal_gather(table, rows), moved_bytes=moved)
+
+
+@pytest.mark.benchmark(group="temporal_gather")
+@pytest.mark.parametrize("batch", [1, 4])
+def test_temporal_gather_of_a_quantized_table(benchmark, batch):
+    table = torch.randint(0, 256, (50, 22 * 1280), dtype=torch.uint8)
+    options = {"qparams": torch.rand(50, 22, 2), "offsets": torch.arange(23) * 1280}
+    rows = torch.arange(batch)
+    moved = batch * table.shape[1] * 5
+    measure(benchmark, lambda: ops.temporal_gather(table, rows, **options), moved_bytes=moved)

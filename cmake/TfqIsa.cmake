@@ -7,22 +7,28 @@ set(TFQ_FLAGS_AVX512VNNI ${TFQ_FLAGS_AVX512} -mavx512vnni)
 set(TFQ_FLAGS_AMX ${TFQ_FLAGS_AVX512VNNI} -mamx-tile -mamx-int8)
 
 set(TFQ_SOURCES_SCALAR
+  csrc/cpu/dequantize_weight/scalar.cpp
   csrc/cpu/epilogue/scalar.cpp
   csrc/cpu/expand_s4/scalar.cpp
   csrc/cpu/norm_act/scalar.cpp
   csrc/cpu/quantize/scalar.cpp
+  csrc/cpu/temporal_gather/scalar.cpp
   csrc/cpu/gemm_s8/scalar.cpp)
 set(TFQ_SOURCES_AVX2
+  csrc/cpu/dequantize_weight/avx2.cpp
   csrc/cpu/epilogue/avx2.cpp
   csrc/cpu/expand_s4/avx2.cpp
   csrc/cpu/norm_act/avx2.cpp
   csrc/cpu/quantize/avx2.cpp
+  csrc/cpu/temporal_gather/avx2.cpp
   csrc/cpu/gemm_s8/avx2.cpp)
 set(TFQ_SOURCES_AVX512
+  csrc/cpu/dequantize_weight/avx512.cpp
   csrc/cpu/epilogue/avx512.cpp
   csrc/cpu/expand_s4/avx512.cpp
   csrc/cpu/norm_act/avx512.cpp
-  csrc/cpu/quantize/avx512.cpp)
+  csrc/cpu/quantize/avx512.cpp
+  csrc/cpu/temporal_gather/avx512.cpp)
 set(TFQ_SOURCES_AVX512VNNI
   csrc/cpu/gemm_s8/avx512vnni.cpp)
 set(TFQ_SOURCES_AMX

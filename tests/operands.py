@@ -72,6 +72,18 @@ def weight_operands_s4(shape):
     }
 
 
+def packed_weight(shape, four_bits=False, **options):
+    """Arguments of ``dequantize_weight`` from random integers of `shape`."""
+    made = weight_operands_s4(shape) if four_bits else weight_operands(shape)
+    return {
+        "packed": made["weight"],
+        "scale": made["weight_scale"],
+        "shape": shape,
+        "zero_point": made.get("weight_zero_point"),
+        **options,
+    }
+
+
 def gemm_operands(m, n, k, groups=1):
     return {
         "x": torch.randint(0, 256, (m, k), dtype=torch.uint8),
@@ -119,4 +131,21 @@ def layer_norm_operands(rows, channels, dtype=torch.float32):
         "x": (torch.randn(rows, channels) * 2 + torch.randn(rows, 1)).to(dtype),
         "weight": uniform((channels,), 0.5, 1.5),
         "bias": torch.randn(channels) * 0.3,
+    }
+
+
+def quantized_table_operands(table_rows, widths, rows):
+    """A uint8 table whose features have `widths`, each row and feature with its own parameters."""
+    qparams = torch.stack(
+        [
+            uniform((table_rows, len(widths)), 0.005, 0.05),
+            torch.randint(0, 256, (table_rows, len(widths))).float(),
+        ],
+        dim=2,
+    )
+    return {
+        "table": torch.randint(0, 256, (table_rows, sum(widths)), dtype=torch.uint8),
+        "rows": torch.tensor(rows, dtype=torch.int64),
+        "qparams": qparams,
+        "offsets": torch.tensor([0, *widths]).cumsum(0),
     }

@@ -6,6 +6,7 @@ from operands import (
     conv_operands,
     gemm_operands,
     group_norm_operands,
+    packed_weight,
     random_qparams,
     weight_operands_s4,
 )
@@ -28,10 +29,18 @@ BUILDERS = {
     "geglu_quantize": lambda: {"x": torch.randn(4, 6)},
     "temporal_gather": lambda: {"table": torch.randn(4, 6), "rows": torch.tensor([0])},
     "pack_weight": lambda: {"weight": torch.zeros(4, 6, dtype=torch.int8)},
+    "dequantize_weight": lambda: packed_weight((4, 6)),
     "pack_weight_s4": lambda: {
         "q": torch.zeros(4, 6, dtype=torch.uint8),
         "zero_point": torch.zeros(4, dtype=torch.uint8),
     },
+}
+
+# A quantised table of two features for temporal_gather.
+TABLE = {
+    "table": torch.zeros(4, 6, dtype=torch.uint8),
+    "qparams": torch.ones(4, 2, 2),
+    "offsets": torch.tensor([0, 2, 6]),
 }
 
 # (operation, arguments that differ from a correct call, error, part of the message)
@@ -165,6 +174,39 @@ CASES = [
     ("temporal_gather", {"table": torch.zeros(4, 6).T}, ValueError, "table must be contiguous"),
     ("temporal_gather", {"rows": torch.tensor([4])}, ValueError,
      r"rows must be in \[0, 4\), got rows\[0\] = 4"),
+    ("temporal_gather", {"table": torch.zeros(4, 6, dtype=torch.uint8)}, TypeError,
+     "temporal_gather: qparams must be a tensor, got NoneType"),
+    ("temporal_gather", {"offsets": torch.tensor([0, 6])}, ValueError,
+     "offsets belongs to a uint8 table, got a float32 table"),
+    ("temporal_gather", {"qparams": torch.ones(4, 1, 2)}, ValueError,
+     "qparams belongs to a uint8 table, got a float32 table"),
+    ("temporal_gather", TABLE | {"qparams": torch.ones(4, 1, 2)}, ValueError,
+     r"qparams must be \(table_rows, n, 2\) and offsets \(n \+ 1,\) with 4 table rows, got "
+     r"\(4, 1, 2\) and \(3,\)"),
+    ("temporal_gather", TABLE | {"offsets": torch.tensor([0, 2, 6]).int()}, TypeError,
+     "offsets must be int64, got int32"),
+    ("temporal_gather", TABLE | {"offsets": torch.tensor([1, 2, 6])}, ValueError,
+     "offsets must begin with 0, got 1"),
+    ("temporal_gather", TABLE | {"offsets": torch.tensor([0, 7, 6])}, ValueError,
+     r"offsets must not fall, got offsets\[2\] = 6 after 7"),
+    ("temporal_gather", TABLE | {"offsets": torch.tensor([0, 2, 5])}, ValueError,
+     "offsets must end with the table's width 6, got 5"),
+    ("temporal_gather", TABLE | {"qparams": torch.ones(2, 2, 4).permute(2, 1, 0)}, ValueError,
+     "qparams must be contiguous"),
+    ("dequantize_weight", {"dtype": torch.float16}, TypeError,
+     "dequantize_weight: dtype must be torch.float32 or torch.bfloat16, got torch.float16"),
+    ("dequantize_weight", {"shape": (4, 2, 3)}, ValueError,
+     r"shape must have 2 or 4 entries, got \(4, 2, 3\)"),
+    ("dequantize_weight", {"shape": (4, 65)}, ValueError,
+     r"packed weight for n=4, k=65 must be contiguous \(1, 32, 16, 4\), got \(1, 16, 16, 4\)"),
+    ("dequantize_weight", {"scale": torch.ones(5)}, ValueError,
+     r"scale must be contiguous \(4,\), got \(5,\)"),
+    ("dequantize_weight", {"packed": torch.zeros(1, 16, 16, 4)}, TypeError,
+     "packed must be int8 or uint8, got float32"),
+    ("dequantize_weight", {"zero_point": torch.zeros(4, dtype=torch.uint8)}, ValueError,
+     r"zero_point is for a 4-bit packed \(uint8, from pack_weight_s4\), got an int8 packed"),
+    ("dequantize_weight", packed_weight((4, 6), four_bits=True) | {"zero_point": None}, ValueError,
+     r"a uint8 packed \(4-bit, from pack_weight_s4\) needs zero_point, got None"),
     ("pack_weight", {"weight": torch.zeros(4, 6)}, TypeError,
      "pack_weight: weight must be int8, got float32"),
     ("pack_weight", {"weight": torch.zeros(4, dtype=torch.int8)}, ValueError,

@@ -8,6 +8,8 @@ from operands import (
     gemm_operands,
     group_norm_operands,
     layer_norm_operands,
+    packed_weight,
+    quantized_table_operands,
     random_images,
     random_qparams,
     strided_rows,
@@ -81,6 +83,13 @@ CASES = {
     ],
     "temporal_gather": [
         lambda: {"table": torch.randn(4, 6), "rows": torch.tensor([3, 0, 3])},
+        lambda: quantized_table_operands(4, [5, 0, 1], [3, 0, 3]),
+    ],
+    "dequantize_weight": [
+        lambda: packed_weight((17, 70)),
+        lambda: packed_weight((17, 3, 2, 3), dtype=torch.bfloat16),
+        lambda: packed_weight((5, 64), four_bits=True, dtype=torch.bfloat16),
+        lambda: packed_weight((5, 8, 1, 1), four_bits=True),
     ],
     "gemm_s8": [
         lambda: gemm_operands(6, 5, 64),

@@ -2,7 +2,13 @@
 
 import pytest
 import torch
-from operands import random_images, random_qparams, strided_rows, unaligned
+from operands import (
+    quantized_table_operands,
+    random_images,
+    random_qparams,
+    strided_rows,
+    unaligned,
+)
 from shapes import SIZES
 from tolerance import assert_same_bits
 
@@ -114,3 +120,42 @@ def test_temporal_gather_outside_the_table(guarded, row):
     for gather in (ops.temporal_gather, reference.temporal_gather):
         with pytest.raises(ValueError, match=rf"rows must be in \[0, 9\), got rows\[1\] = {row}"):
             gather(torch.randn(9, 4), index)
+
+
+@pytest.mark.parametrize(
+    "widths", [[1], list(SIZES), [0, 3, 0, 0, 17, 0], [320] * 5 + [1280] * 9, []], ids=len
+)
+def test_temporal_gather_of_a_quantized_table(isa, widths):
+    for rows in ([0], [8, 0, 8], [3] * 20, []):
+        operands = quantized_table_operands(9, widths, rows)
+        expected = reference.temporal_gather(**operands)
+        assert_same_bits(ops.temporal_gather(**operands), expected, str(rows))
+        moved = {name: unaligned(tensor, 3) for name, tensor in operands.items()}
+        assert_same_bits(ops.temporal_gather(**moved), expected, "unaligned")
+
+
+def test_dequantized_row_by_hand(isa):
+    operands = {
+        "table": torch.tensor([[0, 255, 7], [10, 20, 30]], dtype=torch.uint8),
+        "rows": torch.tensor([1, 0]),
+        "qparams": torch.tensor([[[1.0, 0.0], [2.0, 5.0]], [[0.5, 10.0], [0.25, 34.0]]]),
+        "offsets": torch.tensor([0, 2, 3]),
+    }
+    for gather in (ops.temporal_gather, reference.temporal_gather):
+        assert gather(**operands).tolist() == [[0.0, 5.0, -1.0], [0.0, 255.0, 4.0]]
+
+
+def test_quantized_table_over_threads(isa, threads):
+    operands = quantized_table_operands(9, [1280] * 22, [4, 1, 8, 8, 0, 2, 3])
+    expected = reference.temporal_gather(**operands)
+    for count in (1, 2, 3):
+        threads(count)
+        assert_same_bits(ops.temporal_gather(**operands), expected, f"{count} threads")
+
+
+@pytest.mark.parametrize("row", [-1, 9, 2**40])
+def test_quantized_row_outside_the_table(guarded, row):
+    operands = quantized_table_operands(9, [3, 4], [0, row])
+    for gather in (ops.temporal_gather, reference.temporal_gather):
+        with pytest.raises(ValueError, match=rf"rows must be in \[0, 9\), got rows\[1\] = {row}"):
+            gather(**operands)

@@ -16,6 +16,7 @@ from tfq.geometry import normalize_padding
 
 __all__ = [
     "conv2d_s8",
+    "dequantize_weight",
     "geglu_quantize",
     "gemm_s8",
     "group_norm_silu_quantize",
@@ -100,6 +101,13 @@ def unpack_weight_s4(packed, shape):
     halves = packed.flatten(2)
     values = torch.cat([halves & 15, halves >> 4], dim=2)
     return unpack_weight(values.unflatten(2, (PANEL_COLUMNS, QUAD)), shape)
+
+
+def dequantize_weight(packed, scale, shape, *, zero_point=None, dtype=torch.float32):
+    """Packed weights as floats, see :func:`tfq.ops.dequantize_weight`."""
+    integers = _integer_weight(packed, zero_point, shape).float()
+    out = (integers * scale.view(-1, *[1] * (len(shape) - 1))).to(dtype)
+    return out.contiguous(memory_format=torch.channels_last) if out.dim() == 4 else out
 
 
 def _weight_rows(weight):
@@ -187,8 +195,8 @@ def geglu_quantize(x, *, qparams=None):
     return _quantize_tokens((value * F.gelu(gate)).float(), qparams)
 
 
-def temporal_gather(table, rows):
-    """``table[rows]``, see :func:`tfq.ops.temporal_gather`."""
+def temporal_gather(table, rows, *, qparams=None, offsets=None):
+    """``table[rows]``, dequantised if it is uint8, see :func:`tfq.ops.temporal_gather`."""
     outside = ((rows < 0) | (rows >= table.shape[0])).nonzero().flatten()
     if outside.numel():
         first = int(outside[0])
@@ -196,7 +204,10 @@ def temporal_gather(table, rows):
             f"temporal_gather: rows must be in [0, {table.shape[0]}), got rows[{first}] = "
             f"{int(rows[first])}"
         )
-    return table[rows]
+    if qparams is None:
+        return table[rows]
+    scale, zero_point = qparams[rows].repeat_interleave(offsets.diff(), dim=1).unbind(2)
+    return (table[rows].float() - zero_point) * scale
 
 
 def gemm_s8(

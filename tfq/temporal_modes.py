@@ -216,7 +216,9 @@ def quantize_tib(tib, values, exact, config, progress=None):
         layers = [tib.embedding.linear_2, *tib.projections]
         weights = [quantize_weight(layer.weight, bits) for layer in layers]
     else:
-        weights = reconstruct_tib(tib, hidden, exact, bits, config, progress)
+        weights = reconstruct_tib(
+            tib, hidden, exact, bits, config.reconstruction_steps, config.seed, progress
+        )
     block = QuantizedTIB(
         copy.deepcopy(tib), bits, len(values), config.fsc_output_tap, config.backend
     )

@@ -5,6 +5,7 @@
 #include "bindings/args.h"
 #include "bindings/bindings.h"
 #include "cpu/conv2d_s8/conv2d_s8.h"
+#include "cpu/dequantize_weight/dequantize_weight.h"
 #include "cpu/gemm_s8/gemm_s8.h"
 #include "cpu/gemm_s8/packed_layout.h"
 #include "cpu/norm_act/norm_act.h"
@@ -174,6 +175,24 @@ void temporal_gather(Address table, int64_t table_rows, int64_t width, Address r
   cpu::temporal_gather(args);
 }
 
+void temporal_gather_dequantize(Address table, int64_t table_rows, int64_t width, Address qparams,
+                                Address offsets, int64_t features, Address rows, int64_t count,
+                                Address out) {
+  check_sizes("temporal_gather", {table_rows, width, features, count});
+  check_not_null("temporal_gather", {offsets});
+  const TemporalDequantizeArgs args{pointer<const uint8_t>(table),
+                                    table_rows,
+                                    width,
+                                    pointer<const float>(qparams),
+                                    pointer<const int64_t>(offsets),
+                                    features,
+                                    pointer<const int64_t>(rows),
+                                    count,
+                                    pointer<float>(out)};
+  py::gil_scoped_release release;
+  cpu::temporal_gather_dequantize(args);
+}
+
 void pack_weight(Address weight, int64_t n, int64_t k, Address packed, Address weight_sum) {
   check_sizes("pack_weight", {n, k});
   check_not_null("pack_weight", {weight, packed, weight_sum});
@@ -205,6 +224,20 @@ void unpack_weight_s4(Address packed, int64_t n, int64_t k, Address q) {
   cpu::unpack_weight_s4(pointer<const uint8_t>(packed), n, k, pointer<uint8_t>(q));
 }
 
+void dequantize_weight(Address weight, Address zero_point, int64_t n, int64_t k, Address scale,
+                       Address out, int32_t out_dtype) {
+  check_sizes("dequantize_weight", {n, k});
+  const DequantizeWeightArgs args{{pointer<const void>(weight), pointer<const uint8_t>(zero_point)},
+                                  n,
+                                  k,
+                                  pointer<const float>(scale),
+                                  pointer<void>(out),
+                                  dtype_of(py::int_(out_dtype))};
+  TFQ_CHECK(args.out_dtype != DType::kUInt8, "dequantize_weight: a weight is float32 or bfloat16");
+  py::gil_scoped_release release;
+  cpu::dequantize_weight(args);
+}
+
 }  // namespace
 
 void bind_cpu(py::module_& module) {
@@ -215,10 +248,12 @@ void bind_cpu(py::module_& module) {
   module.def("layer_norm_quantize", layer_norm_quantize);
   module.def("geglu_quantize", geglu_quantize);
   module.def("temporal_gather", temporal_gather);
+  module.def("temporal_gather_dequantize", temporal_gather_dequantize);
   module.def("pack_weight", pack_weight);
   module.def("unpack_weight", unpack_weight);
   module.def("pack_weight_s4", pack_weight_s4);
   module.def("unpack_weight_s4", unpack_weight_s4);
+  module.def("dequantize_weight", dequantize_weight);
 }
 
 }  // namespace tfq::bindings

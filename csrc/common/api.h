@@ -77,6 +77,15 @@ struct ConvArgs {
   Epilogue epilogue;
 };
 
+// out[i][j] = f32(f32(w[i][j]) * scale[i]) of the integers w, rounded again if bfloat16.
+struct DequantizeWeightArgs {
+  PackedWeight weight;
+  int64_t n, k;
+  const float* scale;  // (n)
+  void* out;           // (n, k), dense
+  DType out_dtype;     // float32 or bfloat16
+};
+
 // q = clamp(i32(rne(f32(x * r))) + z, 0, 255); NaN -> z.
 struct QuantizeArgs {
   const void* x;  // (groups, group_size), dense
@@ -136,6 +145,19 @@ struct GegluArgs {
 struct TemporalGatherArgs {
   const float* table;  // (table_rows, width)
   int64_t table_rows, width;
+  const int64_t* rows;  // (count), each in [0, table_rows)
+  int64_t count;
+  float* out;  // (count, width)
+};
+
+// The same of a quantised table whose columns are n features, each with parameters per row:
+//   out[i][c] = f32(f32(table[rows[i]][c] - z) * s),  (s, z) = qparams[rows[i]][feature of c]
+struct TemporalDequantizeArgs {
+  const uint8_t* table;  // (table_rows, width)
+  int64_t table_rows, width;
+  const float* qparams;    // (table_rows, features, 2) of scale and zero-point
+  const int64_t* offsets;  // (features + 1) columns at which features begin, from 0 up to width
+  int64_t features;
   const int64_t* rows;  // (count), each in [0, table_rows)
   int64_t count;
   float* out;  // (count, width)

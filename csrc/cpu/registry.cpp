@@ -50,6 +50,9 @@ const gemm_s8_kernel& select_gemm_s8(Level level) {
 const expand_s4_kernel& select_expand_s4(Level level) {
   return select<expand_s4_kernel>("expand_s4", level);
 }
+const dequantize_weight_kernel& select_dequantize_weight(Level level) {
+  return select<dequantize_weight_kernel>("dequantize_weight", level);
+}
 const epilogue_kernel& select_epilogue(Level level) {
   return select<epilogue_kernel>("epilogue", level);
 }
@@ -63,5 +66,8 @@ const layer_norm_kernel& select_layer_norm(Level level) {
   return select<layer_norm_kernel>("layer_norm", level);
 }
 const geglu_kernel& select_geglu(Level level) { return select<geglu_kernel>("geglu", level); }
+const temporal_gather_kernel& select_temporal_gather(Level level) {
+  return select<temporal_gather_kernel>("temporal_gather", level);
+}
 
 }  // namespace tfq::cpu

@@ -24,6 +24,9 @@ inline __m256 bf16_to_f32x8(__m128i x_bf16x8) {
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(x_bf16x8), 16));
 }
 
+// Of the low 8 bytes.
+inline __m256 u8_to_f32x8(__m128i x_u8) { return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(x_u8)); }
+
 // Round to nearest even, NaN stays NaN: float_to_bf16 of common/quant.h on 8 lanes.
 inline __m128i f32x8_to_bf16(__m256 x_f32x8) {
   const __m256i bits = _mm256_castps_si256(x_f32x8);

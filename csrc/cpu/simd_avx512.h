@@ -29,6 +29,10 @@ inline __m512 bf16_to_f32x16(__m256i x_bf16x16) {
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x_bf16x16), 16));
 }
 
+inline __m512 u8_to_f32x16(__m128i x_u8x16) {
+  return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(x_u8x16));
+}
+
 // Round to nearest even in integer arithmetic: VCVTNEPS2BF16 would flush subnormals, and so differ
 // from the other levels.
 inline __m256i f32x16_to_bf16(__m512 x_f32x16) {

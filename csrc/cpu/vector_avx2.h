@@ -16,15 +16,35 @@ struct VectorAvx2 {
   static Float load(const uint16_t* x) {
     return bf16_to_f32x8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x)));
   }
+  static Float load(const uint8_t* x) {
+    return u8_to_f32x8(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(x)));
+  }
+  static Float load(const int8_t* x) {
+    const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(x));
+    return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
+  }
   static Float load_first(const float* x, int64_t count) {
     return load_f32x8(x, DType::kFloat32, 0, count);
   }
   static Float load_first(const uint16_t* x, int64_t count) {
     return load_f32x8(x, DType::kBFloat16, 0, count);
   }
+  static Float load_first(const uint8_t* x, int64_t count) {
+    if (count >= kLanes) return load(x);
+    uint8_t lanes[kLanes] = {};
+    std::memcpy(lanes, x, static_cast<size_t>(count));
+    return load(lanes);
+  }
   static void store(float* out, Float x) { _mm256_storeu_ps(out, x); }
+  static void store(uint16_t* out, Float x) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out), f32x8_to_bf16(x));
+  }
   static void store_first(float* out, Float x, int64_t count) {
     store_lanes(out, &x, count < kLanes ? count : kLanes, sizeof(float));
+  }
+  static void store_first(uint16_t* out, Float x, int64_t count) {
+    const __m128i words = f32x8_to_bf16(x);
+    store_lanes(out, &words, count < kLanes ? count : kLanes, sizeof(uint16_t));
   }
   static Float keep_first(Float x, int64_t count) {
     const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);

@@ -3,6 +3,8 @@
 // own name, so that they cannot differ between levels and no instantiation is shared between them.
 // Every function works lane by lane; nothing here depends on the number of lanes.
 //
+//   load                                      float32; bfloat16 and integers of 8 bits become it
+//   store                                     as float32, or rounded to bfloat16
 //   load_first, store_first, quantize_first   `count` lanes of memory, all when count >= kWidth;
 //                                             the other lanes load as 0
 //   keep_first(x, count)                      the other lanes become 0
@@ -27,15 +29,31 @@ struct VectorAvx512 {
   static Float load(const uint16_t* x) {
     return bf16_to_f32x16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x)));
   }
+  static Float load(const uint8_t* x) {
+    return u8_to_f32x16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x)));
+  }
+  static Float load(const int8_t* x) {
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(x));
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
+  }
   static Float load_first(const float* x, int64_t count) {
     return load_f32x16(x, DType::kFloat32, 0, lane_mask(count));
   }
   static Float load_first(const uint16_t* x, int64_t count) {
     return load_f32x16(x, DType::kBFloat16, 0, lane_mask(count));
   }
+  static Float load_first(const uint8_t* x, int64_t count) {
+    return u8_to_f32x16(_mm_maskz_loadu_epi8(lane_mask(count), x));
+  }
   static void store(float* out, Float x) { _mm512_storeu_ps(out, x); }
+  static void store(uint16_t* out, Float x) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), f32x16_to_bf16(x));
+  }
   static void store_first(float* out, Float x, int64_t count) {
     _mm512_mask_storeu_ps(out, lane_mask(count), x);
+  }
+  static void store_first(uint16_t* out, Float x, int64_t count) {
+    _mm256_mask_storeu_epi16(out, lane_mask(count), f32x16_to_bf16(x));
   }
   static Float keep_first(Float x, int64_t count) {
     return _mm512_maskz_mov_ps(lane_mask(count), x);

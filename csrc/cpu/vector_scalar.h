@@ -18,10 +18,15 @@ struct VectorScalar {
   static Float set(float x) { return x; }
   static Float load(const float* x) { return *x; }
   static Float load(const uint16_t* x) { return bf16_to_float(*x); }
+  static Float load(const uint8_t* x) { return static_cast<float>(*x); }
+  static Float load(const int8_t* x) { return static_cast<float>(*x); }
   static Float load_first(const float* x, int64_t) { return load(x); }
   static Float load_first(const uint16_t* x, int64_t) { return load(x); }
+  static Float load_first(const uint8_t* x, int64_t) { return load(x); }
   static void store(float* out, Float x) { *out = x; }
+  static void store(uint16_t* out, Float x) { *out = float_to_bf16(x); }
   static void store_first(float* out, Float x, int64_t) { store(out, x); }
+  static void store_first(uint16_t* out, Float x, int64_t) { store(out, x); }
   static Float keep_first(Float x, int64_t) { return x; }
 
   static Float add(Float a, Float b) { return a + b; }

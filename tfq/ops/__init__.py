@@ -27,10 +27,17 @@ from tfq.ops.activations import (
     temporal_gather,
 )
 from tfq.ops.products import conv2d_s8, gemm_s8
-from tfq.ops.weights import pack_weight, pack_weight_s4, unpack_weight, unpack_weight_s4
+from tfq.ops.weights import (
+    dequantize_weight,
+    pack_weight,
+    pack_weight_s4,
+    unpack_weight,
+    unpack_weight_s4,
+)
 
 __all__ = [
     "conv2d_s8",
+    "dequantize_weight",
     "geglu_quantize",
     "gemm_s8",
     "group_norm_silu_quantize",

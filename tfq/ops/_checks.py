@@ -113,23 +113,27 @@ def check_packed(operation, packed, n, k):
         )
 
 
-def packed_weight(operation, weight, zero_point, n, k):
-    """The native form of a packed weight (n, k) and of its zero-points (0: int8)."""
-    require(operation, "weight", weight, (torch.int8, torch.uint8), 4)
+def packed_weight(operation, weight, zero_point, n, k, names=("weight", "weight_zero_point")):
+    """The native form of a packed weight (n, k) and of its zero-points (0: int8).
+
+    `names` are those of the two arguments.
+    """
+    name, zero_point_name = names
+    require(operation, name, weight, (torch.int8, torch.uint8), 4)
     check_packed(operation, weight, n, k)
     if weight.dtype is torch.int8:
         if zero_point is not None:
             raise ValueError(
-                f"{operation}: weight_zero_point is for a 4-bit weight (uint8, from pack_weight_s4), "
-                f"got an int8 weight"
+                f"{operation}: {zero_point_name} is for a 4-bit {name} (uint8, from "
+                f"pack_weight_s4), got an int8 {name}"
             )
         return weight.data_ptr(), 0
     if zero_point is None:
         raise ValueError(
-            f"{operation}: a uint8 weight (4-bit, from pack_weight_s4) needs weight_zero_point, "
+            f"{operation}: a uint8 {name} (4-bit, from pack_weight_s4) needs {zero_point_name}, "
             f"got None"
         )
-    return weight.data_ptr(), vector(operation, "weight_zero_point", zero_point, torch.uint8, n)
+    return weight.data_ptr(), vector(operation, zero_point_name, zero_point, torch.uint8, n)
 
 
 def vector(operation, name, tensor, dtype, n):

@@ -51,20 +51,12 @@ def quantize(x, qparams=None, groups=None):
     result, native, _, dynamic = dynamic_or_static("quantize", qparams, groups, x.numel())
     q = torch.empty_like(x, dtype=torch.uint8)
     _C.quantize(
-        x.data_ptr(),
-        DTYPE_CODES[x.dtype],
-        groups,
-        x.numel() // groups,
-        native,
-        dynamic,
-        q.data_ptr(),
+        x.data_ptr(), DTYPE_CODES[x.dtype], groups, x.numel() // groups, native, dynamic, q.data_ptr()
     )
     return q, result
 
 
-def group_norm_silu_quantize(
-    x, num_groups, weight, bias, eps=1e-5, *, x2=None, silu=True, qparams=None
-):
+def group_norm_silu_quantize(x, num_groups, weight, bias, eps=1e-5, *, x2=None, silu=True, qparams=None):
     """GroupNorm, optional SiLU and quantisation of images in one kernel.
 
     Parameters
@@ -174,9 +166,7 @@ def layer_norm_quantize(x, weight, bias, eps=1e-5, *, qparams=None):
     name = "layer_norm_quantize"
     rows, (result, native, rows_per_group, dynamic) = _token_rows(name, x, qparams)
     channels = x.shape[-1]
-    weight_address = (
-        0 if weight is None else vector(name, "weight", weight, torch.float32, channels)
-    )
+    weight_address = 0 if weight is None else vector(name, "weight", weight, torch.float32, channels)
     bias_address = 0 if bias is None else vector(name, "bias", bias, torch.float32, channels)
     q = torch.empty_like(x, dtype=torch.uint8)
     _C.layer_norm_quantize(
@@ -214,27 +204,26 @@ def geglu_quantize(x, *, qparams=None):
     channels = x.shape[-1] // 2
     q = torch.empty((*x.shape[:-1], channels), dtype=torch.uint8)
     _C.geglu_quantize(
-        x.data_ptr(),
-        DTYPE_CODES[x.dtype],
-        rows,
-        channels,
-        native,
-        rows_per_group,
-        dynamic,
-        q.data_ptr(),
+        x.data_ptr(), DTYPE_CODES[x.dtype], rows, channels, native, rows_per_group, dynamic, q.data_ptr()
     )
     return q, result
 
 
-def temporal_gather(table, rows):
-    """Rows of a temporal table: ``table[rows]``.
+def temporal_gather(table, rows, *, qparams=None, offsets=None):
+    """Rows of a temporal table: ``table[rows]``, of a quantised one ``(table[rows] - z) * s``.
 
     Parameters
     ----------
     table : Tensor
-        float32 ``(table_rows, width)``, contiguous.
+        float32, or quantised uint8, ``(table_rows, width)``, contiguous.
     rows : Tensor
         int64 ``(count,)``, each in ``[0, table_rows)``; another value raises ValueError.
+    qparams : Tensor, optional
+        float32 ``(table_rows, n, 2)`` of scale and zero-point, of each row and feature of a uint8
+        table, which needs it.
+    offsets : Tensor, optional
+        int64 ``(n + 1,)``: feature i is columns ``offsets[i]`` to ``offsets[i + 1]``. They must rise
+        from 0 to the width, else ValueError. A uint8 table needs it.
 
     Returns
     -------
@@ -242,18 +231,36 @@ def temporal_gather(table, rows):
         float32 ``(count, width)``.
     """
     if is_traced(table):
-        return torch.ops.tfq.temporal_gather.default(table, rows)
-    require("temporal_gather", "table", table, (torch.float32,), 2)
+        return torch.ops.tfq.temporal_gather.default(table, rows, qparams=qparams, offsets=offsets)
+    require("temporal_gather", "table", table, (torch.float32, torch.uint8), 2)
     require("temporal_gather", "rows", rows, (torch.int64,), 1)
     require_dense("temporal_gather", "table", table)
     require_dense("temporal_gather", "rows", rows)
+    quantized = _table_qparams(table, qparams, offsets)
     out = torch.empty((rows.shape[0], table.shape[1]), dtype=torch.float32)
-    _C.temporal_gather(
-        table.data_ptr(),
-        table.shape[0],
-        table.shape[1],
-        rows.data_ptr(),
-        rows.shape[0],
-        out.data_ptr(),
+    gather = _C.temporal_gather_dequantize if quantized else _C.temporal_gather
+    gather(
+        table.data_ptr(), *table.shape, *quantized, rows.data_ptr(), rows.shape[0], out.data_ptr()
     )
     return out
+
+
+def _table_qparams(table, qparams, offsets):
+    """The native form of a quantised table's parameters; none of a float32 table."""
+    name = "temporal_gather"
+    if table.dtype is torch.float32:
+        for label, value in (("qparams", qparams), ("offsets", offsets)):
+            if value is not None:
+                raise ValueError(f"{name}: {label} belongs to a uint8 table, got a float32 table")
+        return ()
+    require(name, "qparams", qparams, (torch.float32,), 3)
+    require(name, "offsets", offsets, (torch.int64,), 1)
+    require_contiguous(name, "qparams", qparams)
+    require_contiguous(name, "offsets", offsets)
+    features = max(0, offsets.shape[0] - 1)
+    if offsets.shape[0] == 0 or tuple(qparams.shape) != (table.shape[0], features, 2):
+        raise ValueError(
+            f"{name}: qparams must be (table_rows, n, 2) and offsets (n + 1,) with {table.shape[0]} "
+            f"table rows, got {tuple(qparams.shape)} and {tuple(offsets.shape)}"
+        )
+    return qparams.data_ptr(), offsets.data_ptr(), features

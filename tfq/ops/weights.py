@@ -1,9 +1,17 @@
-"""Weight packing, int8 and 4-bit."""
+"""Weight packing, int8 and 4-bit, and packed weights as floats."""
 
 import torch
 
 from tfq._ext import _C
-from tfq.ops._checks import check_packed, require, vector
+from tfq.ops._checks import (
+    DTYPE_CODES,
+    FLOAT_DTYPES,
+    check_packed,
+    is_traced,
+    packed_weight,
+    require,
+    vector,
+)
 
 LEVELS_S4 = 16  # values of a 4-bit weight
 
@@ -75,6 +83,46 @@ def pack_weight_s4(q, zero_point):
 def unpack_weight_s4(packed, shape):
     """Inverse of :func:`pack_weight_s4`: uint8 ``q`` of the given `shape`, 2-D or 4-D."""
     return _unpack("unpack_weight_s4", packed, shape, torch.uint8)
+
+
+def dequantize_weight(packed, scale, shape, *, zero_point=None, dtype=torch.float32):
+    """Packed weights as floats, for a layer whose activations stay float.
+
+    Parameters
+    ----------
+    packed : Tensor
+        From :func:`pack_weight` (int8) or :func:`pack_weight_s4` (uint8).
+    scale : Tensor
+        float32 ``(n,)``: scale of each output channel's weights.
+    shape : sequence of int
+        ``(n, k)``, or ``(out_channels, channels, kernel_h, kernel_w)``.
+    zero_point : Tensor, optional
+        uint8 ``(n,)`` in [0, 15]: that of a 4-bit weight, which needs it.
+    dtype : torch.dtype
+        float32 or bfloat16.
+
+    Returns
+    -------
+    Tensor
+        `dtype` of `shape`, channels_last if that is 4-D: the integers times the scale, in float32,
+        then rounded to `dtype`.
+    """
+    if is_traced(packed):
+        return torch.ops.tfq.dequantize_weight.default(
+            packed, scale, shape, zero_point=zero_point, dtype=dtype
+        )
+    name = "dequantize_weight"
+    if dtype not in FLOAT_DTYPES:
+        raise TypeError(f"{name}: dtype must be torch.float32 or torch.bfloat16, got {dtype}")
+    if len(shape) not in (2, 4):
+        raise ValueError(f"{name}: shape must have 2 or 4 entries, got {tuple(shape)}")
+    n, k = shape[0], torch.Size(shape[1:]).numel()
+    native_weight = packed_weight(name, packed, zero_point, n, k, ("packed", "zero_point"))
+    scale_address = vector(name, "scale", scale, torch.float32, n)
+    memory_format = torch.channels_last if len(shape) == 4 else torch.contiguous_format
+    out = torch.empty(shape, dtype=dtype, memory_format=memory_format)
+    _C.dequantize_weight(*native_weight, n, k, scale_address, out.data_ptr(), DTYPE_CODES[dtype])
+    return out
 
 
 def _rows(operation, name, weight, dtype):

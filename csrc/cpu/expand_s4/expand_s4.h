@@ -11,6 +11,12 @@ struct expand_s4_kernel {
   void (*expand)(const uint8_t* packed, const uint8_t* zero_point, int64_t quads, int8_t* out);
 };
 
+// The zero-points of a panel of a 4-bit weight of n columns; 0 beyond them.
+struct PanelZeroPoints {
+  uint8_t values[16];
+};
+PanelZeroPoints panel_zero_points(const PackedWeight& weight, int64_t n, int64_t panel);
+
 // out <- `panels` panels of the int8 layout from `panel` on, of a 4-bit weight (n, k).
 void expand_panels(const expand_s4_kernel& kernel, const PackedWeight& weight, int64_t n, int64_t k,
                    int64_t panel, int64_t panels, int8_t* out);
