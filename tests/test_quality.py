@@ -128,6 +128,18 @@ def test_features_of_the_integer_block(small, timesteps):
     assert metrics.feature_errors(features, simulated)["relative"].max() < 1e-5
 
 
+def test_output_tap_rounds_the_features(small, timesteps):
+    plain = converted_copy(small, weights="int4", temporal="tib")
+    tapped = converted_copy(small, weights="int4", temporal="tib", fsc_output_tap=True)
+    features = temporal_arms.converted_features(plain, timesteps)
+    for expected, actual in zip(
+        features, temporal_arms.converted_features(tapped, timesteps), strict=True
+    ):
+        for feature, rounded in zip(expected, actual, strict=True):
+            step = (feature.max().clamp(min=0) - feature.min().clamp(max=0)) / 255
+            assert 0 < (rounded - feature).abs().max() <= 0.51 * step
+
+
 def test_one_range_for_all_timesteps_costs_accuracy(small, timesteps):
     path = temporal_arms.TemporalPath(small[0])
     exact = path.features(timesteps)
