@@ -16,6 +16,7 @@ import fnmatch
 import json
 import pathlib
 import shutil
+import traceback
 
 import machine
 import models
@@ -144,6 +145,7 @@ class Session:
             for name in ("model", "steps", "images", "seed", "prev_iterations")
         }
         self.code = frechet.fingerprint()
+        self.failed = []
         known = output.read(f"quality-{args.model}")
         # Rows of other code stay until their arm is measured again: each names its commit.
         self.rows = known["arms"] if known.get("arguments") == self.arguments else {}
@@ -158,14 +160,20 @@ class Session:
         )
 
     def measure(self, arm):
-        """Measure an arm and write the JSON."""
-        row, images, converted = self.run.measure(arm)
-        if "not_available" in row:
-            print(f"{arm.name}: not available: {row['not_available']}", flush=True)
-        else:
-            print(f"{arm.name}: {tables.decibels(row['psnr'])}", flush=True)
-            if self._is_judged(arm):
+        """Measure an arm and write the JSON. One that fails is shown as such; the others go on."""
+        images = None
+        try:
+            row, images, converted = self.run.measure(arm)
+            if images is not None and self._is_judged(arm):
                 row["frechet"] = self.judge.compare(arm, converted)
+        except Exception as error:
+            traceback.print_exc()
+            row, images = {"not_available": f"failed with {type(error).__name__}: {error}"}, None
+            self.failed.append(arm.name)
+        missing = f"not available: {row.get('not_available')}"
+        print(
+            f"{arm.name}: {tables.decibels(row['psnr']) if 'psnr' in row else missing}", flush=True
+        )
         self.rows[arm.name] = row | {"code": self.code, **self.output.origin()}
         if images is not None:
             path = self._samples(arm.name)
@@ -244,6 +252,8 @@ def run_model(args, output):
     write_tables(args, output, session.rows, pictures)
     print("\n".join(f"drawn: {path}" for path in pictures.values()))
     print(f"written: {session.save()}")
+    if session.failed:
+        raise SystemExit(f"failed: {', '.join(session.failed)}")
 
 
 def make_judge(args, run):
@@ -278,7 +288,7 @@ def write_tables(args, output, rows, pictures):
     output.table(f"{args.model}-temporal", f"{table}\n\n{facts}\n\n{shown('temporal', 'tau')}")
     if args.model == "fashion32":
         output.table("fashion32-frechet", tables.frechet_table(rows))
-    results = {model: output.read(f"quality-{model}").get("arms", {}) for model in IMAGES}
+    results = {model: output.read(f"quality-{model}") for model in IMAGES}
     readme = f"{tables.readme_table(README_ARMS, results)}\n\n({output.caption()})"
     tables.replace_between(output.readme, "main", readme)
 

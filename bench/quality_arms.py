@@ -144,7 +144,7 @@ class Run:
             if features is None:
                 features = temporal_arms.converted_features(converted, self.timesteps)
         except NotImplementedError as error:
-            return {"not_available": str(error)}, None, None
+            return {"not_available": str(error) or "not implemented"}, None, None
 
         shown = contextlib.nullcontext()
         if arm.simulated:

@@ -54,7 +54,7 @@ def _conversion(model, steps, threads, options):
     try:
         tfq.convert(unet, tfq.TfqConfig(**options), scheduler=scheduler, num_inference_steps=steps)
     except NotImplementedError as error:
-        return {"not_available": str(error)}
+        return {"not_available": str(error) or "not implemented"}
     return {"seconds": time.perf_counter() - start, "peak_bytes": _peak_bytes()}
 
 
@@ -136,7 +136,7 @@ def sizes(load, steps=COST_STEPS, arms=SIZE_ARMS):
         try:
             size = _saved_bytes(*load(), steps, options)
         except NotImplementedError as error:
-            rows[name] = {"not_available": str(error)}
+            rows[name] = {"not_available": str(error) or "not implemented"}
         else:
             rows[name] = {"bytes": size, "fraction": size / whole}
     return rows

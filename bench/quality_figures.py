@@ -10,7 +10,8 @@ import matplotlib.pyplot as plt  # noqa: E402
 import torch  # noqa: E402
 from matplotlib.colors import LogNorm, TwoSlopeNorm  # noqa: E402
 from matplotlib.ticker import MaxNLocator  # noqa: E402
-from quality_metrics import tau  # noqa: E402
+
+from tfq.temporal_modes import disturbance  # noqa: E402
 
 _DPI = 110
 _SHOWN_IMAGES = 8
@@ -132,7 +133,7 @@ def tau_maps(path, title, timesteps, panels):
     positive = both[both > 0]
     bounds = (positive.min().item(), positive.max().item()) if len(positive) else (1e-9, 1.0)
     for (name, (block, cache)), line in zip(panels.items(), axes, strict=True):
-        ratio = tau(block, cache)
+        ratio = disturbance(block, cache)
         chosen = (ratio < 1).double().mean().item()
         logarithm = ratio.clamp(10**-_TAU_DECADES, 10**_TAU_DECADES).log10()
         norm = TwoSlopeNorm(0, -_TAU_DECADES, _TAU_DECADES)

@@ -55,12 +55,6 @@ def summarize_errors(errors):
     }
 
 
-def tau(block_squared, cache_squared):
-    """L(block) / L(cache) per (timestep, block); inf where only the cache is exact, 1 where both are."""
-    ratio = block_squared / cache_squared
-    return torch.where((block_squared == 0) & (cache_squared == 0), torch.ones_like(ratio), ratio)
-
-
 def moments(features):
     """Mean ``(k,)`` and unbiased covariance ``(k, k)`` of features ``(n, k)``, float64."""
     features = features.double()

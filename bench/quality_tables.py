@@ -181,19 +181,25 @@ def cost_table(rows):
     )
 
 
-def readme_table(arms, results):
+def readme_table(arms, documents):
     """Main rows of every model.
 
     Parameters
     ----------
     arms : sequence of str
-    results : dict of str to dict
-        Model -> arm -> measurements.
+    documents : dict of str to dict
+        Model -> its results, ``{"arguments", "arms"}``; empty where there are none.
     """
-    header = ["PSNR to float, 20 steps", *results, "Frechet distance, ratio to float"]
+    header, columns = ["PSNR to float"], []
+    for model, document in documents.items():
+        if document:
+            facts = document["arguments"]
+            header.append(f"{model}, DDIM {facts['steps']} steps, {facts['images']} images")
+            columns.append(document["arms"])
+    header.append("Frechet distance, ratio to float")
     lines = []
     for arm in arms:
-        rows = [rows.get(arm, {}) for rows in results.values()]
+        rows = [column.get(arm, {}) for column in columns]
         if not any("psnr" in row for row in rows):
             continue
         psnr = [decibels(row["psnr"]) if "psnr" in row else _MISSING for row in rows]

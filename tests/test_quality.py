@@ -9,6 +9,7 @@ import torch
 import unets
 
 import tfq
+from tfq import reference
 
 BENCH = pathlib.Path(__file__).resolve().parent.parent / "bench"
 sys.path.append(str(BENCH))
@@ -55,11 +56,6 @@ def test_feature_errors_by_hand():
     assert errors["cosine"].tolist() == [[0.6, 0.0]]
     exact = metrics.summarize_errors(metrics.feature_errors(reference, reference))
     assert exact == {"mean_error": 0.0, "max_error": 0.0, "mean_cosine": 1.0, "min_cosine": 1.0}
-
-
-def test_tau_says_which_is_better():
-    block, cache = torch.tensor([1.0, 4.0, 0.0, 1.0]), torch.tensor([2.0, 1.0, 0.0, 0.0])
-    assert metrics.tau(block, cache).tolist() == [0.5, 4.0, 1.0, float("inf")]
 
 
 def test_frechet_distance_of_scaled_and_moved_features():
@@ -114,6 +110,34 @@ def test_features_of_the_fold_are_exact(small, timesteps):
     features = temporal_arms.TemporalPath(small[0]).features(timesteps)
     converted = temporal_arms.converted_features(converted_copy(small), timesteps)
     assert metrics.feature_errors(converted, features)["squared"].max() == 0
+
+
+def test_features_of_the_integer_block(small, timesteps):
+    path = temporal_arms.TemporalPath(small[0])
+    converted = converted_copy(small, weights="int4", temporal="tib")
+    weights = temporal_arms.converted_weights(converted)
+    for own, rounded in zip(weights, path.rounded_weights(), strict=True):
+        torch.testing.assert_close(own, rounded)
+
+    def by_timestep(i, x):
+        q, qparams = reference.quantize(x)
+        return (q.float() - qparams[0, 2]) * qparams[0, 0]
+
+    features = temporal_arms.converted_features(converted, timesteps)
+    simulated = path.features(timesteps, weights, by_timestep)
+    assert metrics.feature_errors(features, simulated)["relative"].max() < 1e-5
+
+
+def test_output_tap_rounds_the_features(small, timesteps):
+    plain = converted_copy(small, weights="int4", temporal="tib")
+    tapped = converted_copy(small, weights="int4", temporal="tib", fsc_output_tap=True)
+    features = temporal_arms.converted_features(plain, timesteps)
+    for expected, actual in zip(
+        features, temporal_arms.converted_features(tapped, timesteps), strict=True
+    ):
+        for feature, rounded in zip(expected, actual, strict=True):
+            step = (feature.max().clamp(min=0) - feature.min().clamp(max=0)) / 255
+            assert 0 < (rounded - feature).abs().max() <= 0.51 * step
 
 
 def test_one_range_for_all_timesteps_costs_accuracy(small, timesteps):

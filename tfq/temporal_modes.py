@@ -154,6 +154,7 @@ def _build_source(embedding, config, progress):
     if config.temporal in ("tib", "select"):
         block = quantize_tib(tib, values, exact, config, progress)
         index = torch.arange(len(values))
+        block.output_ranges = None  # not known before the features are
         plain = _by_timestep(lambda t: block.features(values[t : t + 1], index[t : t + 1])[0], rows)
         ranges = _output_ranges(plain)
         tapped = [fake_quantize(f, r) for f, r in zip(plain, ranges.unbind(1), strict=True)]
