@@ -63,8 +63,8 @@ def reconstruct_blocks(
     calls : list of dict
         Keyword arguments of ``unet.forward`` along float trajectories; batches may differ in size, not
         in shape. All run together: memory grows with twice the sum of their images.
-    activations : {"int8", "float"}
-        What the inputs of the layers will be.
+    activations : {"int8", "float"} or dict
+        What the inputs of the layers will be: of all, or by layer name.
     seed : int
         Of the choice of inputs; the result is a function of it and of the arguments above.
     frozen : set of str, optional
@@ -92,8 +92,10 @@ def reconstruct_blocks(
     bits = _rounded_layers(unet, modules, bits, frozen)
     _check_arguments(unet, modules, bits, activations, sources)
     joined, images = join_calls(calls)
+    if not isinstance(activations, dict):
+        activations = dict.fromkeys(bits, activations)
     layers = {
-        name: SimulatedLayer(modules[name], name, activations, (sources or {}).get(name))
+        name: SimulatedLayer(modules[name], name, activations[name], (sources or {}).get(name))
         for name in bits
     }
     store = None
@@ -197,10 +199,11 @@ def _rounded_layers(unet, modules, bits, frozen):
 def _check_arguments(unet, modules, bits, activations, sources):
     if unet.training:
         raise ValueError("reconstruct_blocks: unet must be in evaluation mode: call unet.eval()")
-    if activations not in ACTIVATIONS:
-        raise ValueError(
-            f'reconstruct_blocks: activations must be "int8" or "float", got {activations!r}'
-        )
+    for value in activations.values() if isinstance(activations, dict) else (activations,):
+        if value not in ACTIVATIONS:
+            raise ValueError(
+                f'reconstruct_blocks: activations must be "int8" or "float", got {value!r}'
+            )
     for name, value in bits.items():
         if value not in BITS:
             raise ValueError(f"reconstruct_blocks: bits of {name} must be 8 or 4, got {value!r}")

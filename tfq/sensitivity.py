@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tfq.reference import qparams_from_range
+from tfq.calibrate import spread_images
+from tfq.simulation import SimulatedLayer
 from tfq.weights import quantize_weight
 
 # Images (each at its own timestep) the estimate is averaged over.
 SAMPLES = 12
-_LEVELS = 255
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,24 +45,6 @@ def treatments(config):
     return [t for t in ladder[ladder.index(asked) :] if t != Treatment(4, "float")]
 
 
-def _round_groups(x, dims):
-    """Values of `x` after uint8 quantization with a range over `dims`."""
-    low, high = x.amin(dims, keepdim=True), x.amax(dims, keepdim=True)
-    s, r, z = qparams_from_range(low.flatten(), high.flatten()).T
-    s, r, z = (value.view(low.shape) for value in (s, r, z))
-    return ((x * r).round_().add_(z).clamp_(0, _LEVELS) - z).mul_(s)
-
-
-def round_input(layer, x, sources):
-    """Input of a layer as its kernel sees it with dynamic ranges: by image, token, or pixel and source."""
-    x = x.float()
-    if isinstance(layer, nn.Linear):
-        return _round_groups(x, (-1,))
-    if sources:
-        return torch.cat([_round_groups(part, (1,)) for part in x.split(sources, dim=1)], dim=1)
-    return _round_groups(x, (1, 2, 3))
-
-
 def _apply(layer, x, weight):
     if isinstance(layer, nn.Linear):
         return F.linear(x, weight)
@@ -73,7 +55,8 @@ class _Probe:
     """Forward hook of one layer: projects the error of each treatment on the gradient of its output."""
 
     def __init__(self, layer, plan, ladder, weights):
-        self.layer, self.plan = layer, plan
+        self.layer = layer
+        self.simulated = SimulatedLayer(layer, plan.name, "int8", plan.sources)
         self.ladder = ladder
         self.weights = weights  # bits -> dequantized weight
         self.squares = [0.0] * len(ladder)
@@ -94,7 +77,7 @@ class _Probe:
             return
         with torch.no_grad():
             x = args[0].detach().float()
-            rounded = round_input(layer, x, self.plan.sources)
+            rounded = self.simulated.quantize_input(x)
             exact = _apply(layer, x, layer.weight.float())
             errors = []
             for treatment in self.ladder:
@@ -106,25 +89,6 @@ class _Probe:
                 self._projected[i] += (gradient.float() * error).sum().item()
 
         output.register_hook(project)
-
-
-def _samples(calls):
-    """One image from each of up to SAMPLES calls, spread over the calibration."""
-    count = min(SAMPLES, len(calls))
-    for i in range(count):
-        call = calls[i * len(calls) // count]
-        batch = call["sample"].shape[0]
-        yield {k: _image(v, i % batch, batch) for k, v in call.items()}
-
-
-def _image(value, index, batch):
-    if isinstance(value, torch.Tensor) and value.dim() and value.shape[0] == batch:
-        return value[index : index + 1]
-    if isinstance(value, dict):
-        return {k: _image(v, index, batch) for k, v in value.items()}
-    if isinstance(value, (tuple, list)):
-        return type(value)(_image(v, index, batch) for v in value)
-    return value
 
 
 def estimate_errors(unet, plans, calls, config, progress=None):
@@ -162,7 +126,7 @@ def estimate_errors(unet, plans, calls, config, progress=None):
     if not checkpointing:
         unet.enable_gradient_checkpointing()
     generator = torch.Generator().manual_seed(config.seed)
-    samples = list(_samples(calls))
+    samples = spread_images(calls, SAMPLES)
     try:
         for done, call in enumerate(samples):
             for probe in probes.values():
