@@ -149,12 +149,10 @@ def _convert(model, config, source, kind, checkpoint, undo):
         calls = source.record(model)
         errors = sensitivity.estimate_errors(model, plans, calls, config, source.progress)
         sensitivity.refine_plans(plans, errors, config)
-    weights = _quantize_weights(model, plans, config, source, checkpoint)
-    float_features = FloatFeatures(model)
+    weight_of = _weight_source(model, plans, config, source, checkpoint)
+    float_features, float_modules = FloatFeatures(model), dict(model.named_modules())
     lowered = Lowering(model, config, plans, undo).run()
-    for name, layer in lowered.layers.items():
-        parts, bias = weights.pop(name)
-        layer.load_weight(*parts, bias=bias)
+    _load_weights(lowered.layers, plans, float_modules, weight_of)
     model.eval()  # the modules that are new
     hook = model.register_forward_pre_hook(checks.CheckInputs(model), with_kwargs=True)
     undo.add(hook.remove)
@@ -169,24 +167,31 @@ def _convert(model, config, source, kind, checkpoint, undo):
         embedding.finish(config.drop_tib)
 
 
-def _quantize_weights(model, plans, config, source, checkpoint):
-    """Name of each converted layer -> (its parts as QuantizedWeight, bias or None)."""
-    modules = dict(model.named_modules())
+def _weight_source(model, plans, config, source, checkpoint):
+    """Function of a LayerPlan -> (parts of its weight as QuantizedWeight, bias or None)."""
     converted = [plan for plan in plans if plan.converted]
     if config.reconstruction == "block":
-        weights = _reconstruct(model, converted, config, source, checkpoint)
-    else:
-        weights = {}
-        for plan in converted:
-            weight = modules[plan.name].weight.detach()
-            parts = weight.split(plan.sources, dim=1) if plan.sources else (weight,)
-            weights[plan.name] = [quantize_weight(part, plan.weight_bits) for part in parts], None
-    for plan in converted:
-        layer, (parts, bias) = modules[plan.name], weights[plan.name]
+        return _reconstruct(model, converted, config, source, checkpoint)
+    modules = dict(model.named_modules())
+
+    def nearest(plan):
+        # Rounded when it is packed, layer by layer: the integers of all layers never exist twice.
+        weight = modules[plan.name].weight.detach()
+        parts = weight.split(plan.sources, dim=1) if plan.sources else (weight,)
+        return [quantize_weight(part, plan.weight_bits) for part in parts], None
+
+    return nearest
+
+
+def _load_weights(layers, plans, modules, weight_of):
+    for plan in plans:
+        if not plan.converted:
+            continue
+        (parts, bias), layer = weight_of(plan), modules[plan.name]
         plan.adds_bias = layer.bias is None and bias is not None
         rounded = torch.cat([part.dequantize() for part in parts], dim=1)
         plan.weight_error = relative_error(rounded, layer.weight)
-    return weights
+        layers[plan.name].load_weight(*parts, bias=bias)
 
 
 def _reconstruct(model, converted, config, source, checkpoint):
@@ -201,10 +206,12 @@ def _reconstruct(model, converted, config, source, checkpoint):
         progress=source.progress,
         checkpoint=checkpoint,
     )
-    return {
-        name: (weight if isinstance(weight, list) else [weight], result.biases[name])
-        for name, weight in result.weights.items()
-    }
+
+    def reconstructed(plan):
+        weight = result.weights.pop(plan.name)
+        return weight if isinstance(weight, list) else [weight], result.biases[plan.name]
+
+    return reconstructed
 
 
 def _mark_temporal_layers(plans, embedding, config):

@@ -17,7 +17,7 @@ from torch import nn
 
 from tfq.calibrate import spread_images
 from tfq.simulation import SimulatedLayer
-from tfq.weights import quantize_weight
+from tfq.weights import round_to_grid, weight_grid
 
 # Images (each at its own timestep) the estimate is averaged over.
 SAMPLES = 12
@@ -54,13 +54,27 @@ def _apply(layer, x, weight):
 class _Probe:
     """Forward hook of one layer: projects the error of each treatment on the gradient of its output."""
 
-    def __init__(self, layer, plan, ladder, weights):
+    def __init__(self, layer, plan, ladder):
         self.layer = layer
         self.simulated = SimulatedLayer(layer, plan.name, "int8", plan.sources)
         self.ladder = ladder
-        self.weights = weights  # bits -> dequantized weight
+        # Grids are searched once; rounded weights exist only while they are used.
+        self.grids = {
+            bits: [weight_grid(part, bits) for part in self._parts()]
+            for bits in {treatment.weight_bits for treatment in ladder}
+        }
         self.squares = [0.0] * len(ladder)
         self._projected = None
+
+    def _parts(self):
+        return self.layer.weight.detach().split(self.simulated.sources, dim=1)
+
+    def _rounded(self, bits):
+        rounded = [
+            round_to_grid(part, *grid).dequantize()
+            for part, grid in zip(self._parts(), self.grids[bits], strict=True)
+        ]
+        return torch.cat(rounded, dim=1)
 
     def start(self):
         """Begin a sample; a layer that is called several times adds up."""
@@ -79,10 +93,11 @@ class _Probe:
             x = args[0].detach().float()
             rounded = self.simulated.quantize_input(x)
             exact = _apply(layer, x, layer.weight.float())
+            weights = {bits: self._rounded(bits) for bits in self.grids}
             errors = []
             for treatment in self.ladder:
                 source = rounded if treatment.activations == "int8" else x
-                errors.append(_apply(layer, source, self.weights[treatment.weight_bits]) - exact)
+                errors.append(_apply(layer, source, weights[treatment.weight_bits]) - exact)
 
         def project(gradient):
             for i, error in enumerate(errors):
@@ -116,11 +131,7 @@ def estimate_errors(unet, plans, calls, config, progress=None):
     for plan in plans:
         if plan.converted:
             layer = modules[plan.name]
-            weights = {
-                bits: _rounded(layer.weight, bits, plan.sources)
-                for bits in {t.weight_bits for t in ladder}
-            }
-            probes[plan.name] = _Probe(layer, plan, ladder, weights)
+            probes[plan.name] = _Probe(layer, plan, ladder)
     handles = [probe.layer.register_forward_hook(probe) for probe in probes.values()]
     checkpointing = unet.is_gradient_checkpointing
     if not checkpointing:
@@ -150,11 +161,6 @@ def estimate_errors(unet, plans, calls, config, progress=None):
         name: [math.sqrt(square / len(samples)) for square in probe.squares]
         for name, probe in probes.items()
     }
-
-
-def _rounded(weight, bits, sources):
-    parts = weight.detach().split(sources, dim=1) if sources else (weight.detach(),)
-    return torch.cat([quantize_weight(part, bits).dequantize() for part in parts], dim=1)
 
 
 def refine_plans(plans, errors, config):
