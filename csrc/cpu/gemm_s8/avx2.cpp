@@ -17,14 +17,13 @@ namespace tfq::cpu {
 namespace {
 
 constexpr int kRows = 6;
-constexpr int64_t kSliceBlocks = 16;
-constexpr int64_t kSlice =
-    kSliceBlocks * kBlockK;  // values of k widened at a time: 12 KiB for 6 rows
+constexpr int64_t kSlice = 1024;  // values of k widened at a time: 12 KiB for 6 rows
+constexpr int64_t kStep = 16;     // values of k widened by an instruction
 constexpr int64_t kHalfPanel = kPanelColumns / 2;
 constexpr int64_t kColumns = 4 * kPanelColumns;
 
 void widen(const uint8_t* a, int64_t count, int16_t* out) {
-  for (int64_t i = 0; i < count; i += 16) {
+  for (int64_t i = 0; i < count; i += kStep) {
     const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(a + i));
     _mm256_store_si256(reinterpret_cast<__m256i*>(out + i), _mm256_cvtepu8_epi16(bytes));
   }
@@ -68,13 +67,12 @@ template <int Rows>
 void block_of(const GemmBlock& p) {
   alignas(32) int16_t a[Rows * kSlice];
   std::memset(p.acc, 0, sizeof(int32_t) * Rows * kColumns);
-  for (int64_t first = 0; first < p.k_blocks; first += kSliceBlocks) {
-    const int64_t blocks = p.k_blocks - first < kSliceBlocks ? p.k_blocks - first : kSliceBlocks;
+  for (int64_t first = 0; first < p.quads; first += kSlice / kQuad) {
+    const int64_t quads = min_of(p.quads - first, kSlice / kQuad);
     for (int i = 0; i < Rows; ++i)
-      widen(p.a + i * p.lda + first * kBlockK, blocks * kBlockK, a + i * kSlice);
-    const int64_t quads = blocks * (kBlockK / kQuad);
+      widen(p.a + i * p.lda + first * kQuad, quads * kQuad, a + i * kSlice);
     for (int64_t panel = 0; panel < p.panels; ++panel) {
-      const int8_t* b = p.b + panel * p.panel_bytes + first * kBlockBytes;
+      const int8_t* b = p.b + panel * p.panel_bytes + first * kQuadBytes;
       int32_t* acc = p.acc + panel * kPanelColumns;
       accumulate<Rows>(a, b, quads, acc);
       accumulate<Rows>(a, b + kHalfPanel * kQuad, quads, acc + kHalfPanel);
@@ -91,6 +89,6 @@ void block(const GemmBlock& p) { kByRows[p.rows - 1](p); }
 }  // namespace
 
 extern const gemm_s8_kernel gemm_s8_6x64_avx2;
-const gemm_s8_kernel gemm_s8_6x64_avx2 = {kRows, kColumns, 1, nullptr, nullptr, block};
+const gemm_s8_kernel gemm_s8_6x64_avx2 = {kRows, kColumns, 1, kStep, nullptr, nullptr, block};
 
 }  // namespace tfq::cpu
