@@ -74,6 +74,6 @@ void block(const GemmBlock& p) { kByRows[p.rows - 1][p.panels - 1](p); }
 
 extern const gemm_s8_kernel gemm_s8_6x64_avx512vnni;
 const gemm_s8_kernel gemm_s8_6x64_avx512vnni = {
-    kRows, kPanels * kPanelColumns, 1, kQuad, nullptr, nullptr, block};
+    kRows, kPanels * kPanelColumns, 1, kQuad, nullptr, nullptr, block, block};
 
 }  // namespace tfq::cpu

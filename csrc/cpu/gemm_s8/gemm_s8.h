@@ -24,6 +24,7 @@ struct gemm_s8_kernel {
   void (*begin)();        // before and after the blocks one thread computes; may be null
   void (*end)();
   void (*block)(const GemmBlock&);
+  void (*block_s4)(const GemmBlock&);  // the same where b is known to lie in [-15, 15]
 };
 
 // Reads out[i], for i in [0, rows), the row_first + i-th row of the left operand, padded
