@@ -1,19 +1,18 @@
 """The conversion of a model, in place and all or nothing."""
 
-import dataclasses
-
 import torch
 
 from tfq import calibrate, checks, ranges, sensitivity
 from tfq.config import TfqConfig
+from tfq.diffusers_quantizer import mark_converted
 from tfq.lowering import Lowering, Undo
 from tfq.plan import plan_layers
 from tfq.reconstruct import reconstruct_blocks
+from tfq.saving import Conversion
 from tfq.shapes import trace_shapes
 from tfq.temporal_modes import (
     TABLE_MODES,
     FloatFeatures,
-    TemporalErrors,
     install_features,
     relative_error,
 )
@@ -27,15 +26,6 @@ _TEMPORAL_REASONS = {
     "tib": "quantized, ranges by timestep",
     "select": "quantized or cached, by timestep and block",
 }
-
-
-@dataclasses.dataclass
-class Conversion:
-    """What :func:`tfq.report` and a saved model need to know of a conversion."""
-
-    config: TfqConfig
-    plans: list  # of LayerPlan
-    temporal: TemporalErrors
 
 
 def convert(
@@ -161,7 +151,11 @@ def _convert(model, config, source, kind, checkpoint, undo):
     _mark_temporal_layers(plans, embedding, config)
     _install_rows(model, lowered, config, source, kind)
     errors = install_features(embedding, float_features, config, source.progress)
-    undo.set_attribute(model, "_tfq_conversion", Conversion(config, plans, errors))
+    for plan in plans:
+        if plan.converted:
+            plan.ranges = lowered.layers[plan.name].input.ranges
+    conversion = Conversion(config, plans, errors, embedding.values.tolist(), model.dtype)
+    mark_converted(model, conversion, undo)
     # From here nothing can fail: the float block shrinks only now, because halving cannot be undone.
     if len(embedding.values):
         embedding.finish(config.drop_tib)
