@@ -32,6 +32,7 @@ from tfq.config import TfqConfig  # noqa: E402
 from tfq.conversion import convert  # noqa: E402
 from tfq.environment import info  # noqa: E402
 from tfq.reporting import Report, report  # noqa: E402
+from tfq.saving import save  # noqa: E402
 from tfq.temporal import temporal_blocks  # noqa: E402
 
 __all__ = [
@@ -44,5 +45,6 @@ __all__ = [
     "ops",
     "reference",
     "report",
+    "save",
     "temporal_blocks",
 ]

@@ -1,7 +1,9 @@
 """The configuration of a conversion."""
 
 import dataclasses
+import enum
 import json
+import typing
 
 _CHOICES = {
     "weights": ("int8", "int4", "float"),
@@ -17,6 +19,12 @@ _CHOICES = {
 
 _COUNTS = (("calibration_samples", 1), ("reconstruction_steps", 0))
 _FLAGS = ("fsc_output_tap", "split_skip", "drop_tib")
+
+
+class QuantMethod(str, enum.Enum):
+    """The name diffusers knows the method by; its own enum cannot be extended."""
+
+    TFQ = "tfq"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +79,8 @@ class TfqConfig:
         Remove the float time embedding once rows exist: an unknown timestep then raises.
     """
 
+    quant_method: typing.ClassVar = QuantMethod.TFQ
+
     weights: str = "int8"
     activations: str = "int8"
     activation_ranges: str = "auto"
@@ -79,7 +89,7 @@ class TfqConfig:
     fsc_output_tap: bool = False
     reconstruction: str = "none"
     precision: str = "auto"
-    error_budget: float = 0.05
+    error_budget: float = 0.01
     split_skip: bool = True
     attention: str = "auto"
     backend: str = "native"
@@ -164,9 +174,25 @@ class TfqConfig:
         """The dict as JSON text."""
         return json.dumps(self.to_dict(), indent=2, sort_keys=True)
 
+    def update(self, **values):
+        """As diffusers' configurations: return what is no field; a field raises, as they are frozen."""
+        fields = sorted(set(values) & {field.name for field in dataclasses.fields(self)})
+        if fields:
+            raise ValueError(
+                f"TfqConfig: is frozen, cannot update {', '.join(fields)}; use dataclasses.replace"
+            )
+        return values
+
     @classmethod
     def from_dict(cls, values):
-        """Inverse of :meth:`to_dict`; unknown keys raise ValueError."""
+        """Inverse of :meth:`to_dict`; unknown keys raise ValueError.
+
+        diffusers adds ``quant_method: "tfq"``.
+        """
+        values = dict(values)
+        method = values.pop("quant_method", QuantMethod.TFQ)
+        if method != QuantMethod.TFQ:
+            raise ValueError(f"TfqConfig: quant_method must be 'tfq', got {method!r}")
         known = {field.name for field in dataclasses.fields(cls)}
         unknown = sorted(set(values) - known)
         if unknown:

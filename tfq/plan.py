@@ -48,6 +48,8 @@ class LayerPlan:
         Where the range of the input comes from. Decided by the calibration.
     sources : tuple of int
         Channels of each part of an input that is quantized part by part; empty: in one.
+    adds_bias : bool
+        Whether the layer has a bias that the float layer has not: what the reconstruction left over.
     weight_error : float or None
         Relative L2 error of the integer weights.
     output_error : float or None
@@ -63,6 +65,7 @@ class LayerPlan:
     activations: str = "int8"
     ranges: str = "dynamic"
     sources: tuple = ()
+    adds_bias: bool = False
     weight_error: float | None = None
     output_error: float | None = None
 
@@ -133,7 +136,7 @@ def plan_layers(unet, config, macs, skip_sources):
 
 
 def _shortcuts(unet):
-    """id of each 1x1 shortcut convolution of a ResBlock -> name of the block."""
+    """Id of each 1x1 shortcut convolution of a ResBlock -> name of the block."""
     return {
         id(block.conv_shortcut): name
         for name, block in unet.named_modules()

@@ -1,0 +1,200 @@
+"""tfq as a quantization method of diffusers: how converted models are written and read.
+
+Everything that relies on diffusers' loader is in here. Importing tfq registers the method, so that
+``from_pretrained`` knows ``quant_method: "tfq"``.
+"""
+
+import abc
+
+import torch
+from diffusers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
+from diffusers.quantizers.base import DiffusersQuantizer
+from torch import nn
+
+from tfq import checks
+from tfq._ext import _C
+from tfq.config import QuantMethod, TfqConfig
+from tfq.saving import (
+    DTYPES,
+    FORMAT_VERSION,
+    Conversion,
+    build_skeleton,
+    check_timesteps,
+)
+
+
+class QuantizationConfig(abc.ABC):
+    """What diffusers may be given as a configuration: a TfqConfig, or a Conversion that was saved."""
+
+    @classmethod
+    def from_dict(cls, values):
+        """The one that a dict with ``quant_method: "tfq"`` describes."""
+        return (Conversion if "format_version" in values else TfqConfig).from_dict(values)
+
+    @abc.abstractmethod
+    def to_dict(self):
+        """Plain dict, JSON-serializable."""
+
+
+QuantizationConfig.register(TfqConfig)
+QuantizationConfig.register(Conversion)
+
+
+class TfqQuantizer(DiffusersQuantizer):
+    """Loads saved conversions (``pre_quantized``), and float checkpoints into dynamic INT8."""
+
+    def __init__(self, quantization_config, **kwargs):
+        super().__init__(quantization_config, **kwargs)
+        expected = Conversion if self.pre_quantized else TfqConfig
+        if isinstance(quantization_config, expected):
+            return
+        if self.pre_quantized:
+            raise ValueError(
+                "from_pretrained: quantization_config of config.json has no format_version, so tfq did "
+                "not save these weights; to convert a float checkpoint, pass "
+                "quantization_config=TfqConfig(...) and leave config.json without it"
+            )
+        raise TypeError(
+            f"from_pretrained: the checkpoint is float, so quantization_config must be a TfqConfig, got "
+            f"{type(quantization_config).__name__}"
+        )
+
+    is_serializable = True
+    is_trainable = False
+    is_compileable = True
+
+    def validate_environment(self, torch_dtype=None, **kwargs):
+        """Raise TypeError for a dtype that no kernel computes in."""
+        if torch_dtype is not None and torch_dtype not in DTYPES.values():
+            raise TypeError(
+                f"from_pretrained: torch_dtype must be {' or '.join(map(str, DTYPES.values()))}, got "
+                f"{torch_dtype}"
+            )
+
+    def update_torch_dtype(self, torch_dtype):
+        """That of the saved model if none is asked for."""
+        if torch_dtype is None and self.pre_quantized:
+            return self.quantization_config.dtype
+        return torch_dtype
+
+    def _process_model_before_weight_loading(self, model, **kwargs):
+        if self.pre_quantized:
+            build_skeleton(model, self.quantization_config)
+            return
+        try:
+            checks.resolve_ranges(model, self.quantization_config, None, None)
+        except ValueError as error:
+            raise ValueError(
+                f"from_pretrained converts without calibration, but {error}; load the float model and "
+                f"call tfq.convert"
+            ) from error
+
+    def update_missing_keys(self, model, missing_keys, prefix):
+        """Raise ValueError if tensors are missing, but for names of a tensor that has another one."""
+        tensors, missing = model.state_dict(keep_vars=True), set(missing_keys)
+        present = {id(tensor) for name, tensor in tensors.items() if name not in missing}
+        lacking = sorted(name for name in missing_keys if id(tensors[name]) not in present)
+        if lacking:
+            raise ValueError(
+                f"from_pretrained: the weight files lack {len(lacking)} of {len(tensors)} tensors that "
+                f"config.json asks for, e.g. {lacking[0]}"
+            )
+        return []
+
+    def check_if_quantized_param(self, model, param_value, param_name, state_dict, **kwargs):
+        """Every tensor of a saved conversion is read here, so that none is cast."""
+        return self.pre_quantized
+
+    def check_quantized_param_shape(self, param_name, current_param, loaded_param):
+        """Raise ValueError, called for shapes that differ."""
+        raise ValueError(
+            f"from_pretrained: {param_name} must be {tuple(current_param.shape)} by config.json, got "
+            f"{tuple(loaded_param.shape)} in the weight file"
+        )
+
+    def create_quantized_param(
+        self, model, param_value, param_name, target_device, state_dict, *args, **kwargs
+    ):
+        """Copy a tensor of the file into the model, in the dtype the skeleton has it."""
+        value = state_dict[param_name]  # `param_value` was cast already
+        path, _, name = param_name.rpartition(".")
+        module = model.get_submodule(path)
+        is_parameter = name in module._parameters
+        expected = (module._parameters if is_parameter else module._buffers)[name]
+        # A model may be loaded in another dtype: the layers that stayed float are then cast.
+        may_cast = is_parameter and {value.dtype, expected.dtype} <= set(DTYPES.values())
+        if value.dtype is not expected.dtype and not may_cast:
+            raise ValueError(
+                f"from_pretrained: {param_name} must be {expected.dtype}, got {value.dtype} in the "
+                f"weight file"
+            )
+        # A copy: files are mapped, without alignment, and may be overwritten while the model lives.
+        copy = torch.empty_like(expected, device=target_device).copy_(value)
+        if is_parameter:
+            module._parameters[name] = nn.Parameter(copy, requires_grad=False)
+        else:
+            module._buffers[name] = copy
+
+    def _process_model_after_weight_loading(self, model, **kwargs):
+        if not self.pre_quantized:
+            # conversion imports this module.
+            from tfq.conversion import convert
+
+            convert(model, self.quantization_config)
+            self.quantization_config, self.pre_quantized = model._tfq_conversion, True
+            return
+        conversion = self.quantization_config
+        check_timesteps(model, conversion)
+        conversion.dtype = model.dtype
+        model.eval().requires_grad_(False)
+        model.register_forward_pre_hook(checks.CheckInputs(model), with_kwargs=True)
+        model._tfq_conversion = conversion
+
+    def get_state_dict_and_metadata(self, state_dict, safe_serialization=False):
+        """Each tensor once, and the versions for the header of the file."""
+        if not safe_serialization:
+            raise ValueError(
+                "save_pretrained: a converted model is saved as safetensors only, got "
+                "safe_serialization=False"
+            )
+        unique, seen = {}, set()
+        for name, tensor in state_dict.items():
+            place = (tensor.data_ptr(), tensor.shape) if tensor.numel() else name
+            if place not in seen:
+                seen.add(place)
+                unique[name] = tensor
+        versions = {
+            "tfq_format_version": str(FORMAT_VERSION),
+            "tfq_packed_layout_version": str(_C.packed_layout_version),
+        }
+        return unique, versions
+
+    def _dequantize(self, model):
+        raise NotImplementedError(
+            "dequantize: a converted model has no float weights; load the float checkpoint"
+        )
+
+
+def mark_converted(model, conversion, undo):
+    """Let diffusers and :func:`tfq.report` know of a conversion.
+
+    Parameters
+    ----------
+    model : UNet2DModel or UNet2DConditionModel
+    conversion : Conversion
+    undo : Undo
+    """
+    values = {
+        "_tfq_conversion": conversion,
+        "hf_quantizer": TfqQuantizer(conversion, pre_quantized=True),
+        "is_quantized": True,
+        "quantization_method": QuantMethod.TFQ,
+    }
+    for name, value in values.items():
+        undo.set_attribute(model, name, value)
+    undo.set_attribute(model, "_internal_dict", model._internal_dict)
+    model.register_to_config(quantization_config=conversion)
+
+
+AUTO_QUANTIZATION_CONFIG_MAPPING[QuantMethod.TFQ.value] = QuantizationConfig
+AUTO_QUANTIZER_MAPPING[QuantMethod.TFQ.value] = TfqQuantizer

@@ -1,0 +1,313 @@
+"""Converted models as files: what ``config.json`` says of them, and the model built again from it.
+
+diffusers writes and reads the files (:mod:`tfq.diffusers_quantizer`). The format is described in
+docs/saving.md; whoever changes it raises :data:`FORMAT_VERSION`.
+"""
+
+import dataclasses
+import os
+import pathlib
+import shutil
+import typing
+import uuid
+
+import torch
+from torch import nn
+
+from tfq._ext import _C
+from tfq._version import __version__
+from tfq.config import QuantMethod, TfqConfig
+from tfq.features import FeatureCache, QuantizedTIB, SelectedFeatures
+from tfq.lowering import Lowering, Undo
+from tfq.plan import LayerPlan
+from tfq.temporal_modes import TABLE_MODES
+
+FORMAT_VERSION = 1
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_KEYS = ("packed_layout_version", "config", "layers", "rows", "dtype", "temporal")
+_ERROR_KEYS = ("mean_error", "max_error", "chosen_tib_share")
+# What a folder may hold that `save` replaces.
+_WEIGHTS = "diffusion_pytorch_model"
+_OTHER_FILES = ("config.json", "README.md", ".gitattributes")
+# As diffusers' save_pretrained.
+_MAX_SHARD_SIZE = "10GB"
+
+
+@dataclasses.dataclass
+class SavedErrors:
+    """Of the temporal errors what a file keeps: all but the maps."""
+
+    mean_error: float
+    max_error: float
+    chosen_tib_share: float | None
+
+    def summary(self):
+        """As :meth:`tfq.temporal_modes.TemporalErrors.summary`, maps None."""
+        return {**dataclasses.asdict(self), "maps": None}
+
+
+@dataclasses.dataclass
+class Conversion:
+    """What :func:`tfq.report`, and whoever builds the model again, need to know of a conversion.
+
+    diffusers has it as ``model.config.quantization_config``; its :meth:`to_dict` is in ``config.json``.
+
+    Parameters
+    ----------
+    config : TfqConfig
+    plans : list of LayerPlan
+    temporal : TemporalErrors or SavedErrors
+    timesteps : list of float
+        Those of the rows, ascending; empty: the model has no table.
+    dtype : torch.dtype
+        Of the model: float32 or bfloat16.
+    """
+
+    quant_method: typing.ClassVar = QuantMethod.TFQ
+
+    config: TfqConfig
+    plans: list
+    temporal: object
+    timesteps: list
+    dtype: torch.dtype
+
+    def to_dict(self):
+        """Plain dict, JSON-serializable."""
+        errors = self.temporal.summary()
+        return {
+            "quant_method": self.quant_method.value,
+            "format_version": FORMAT_VERSION,
+            "packed_layout_version": _C.packed_layout_version,
+            "config": self.config.to_dict(),
+            "layers": [plan.to_dict() for plan in self.plans],
+            "rows": {"timesteps": list(self.timesteps)},
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "temporal": {key: errors[key] for key in _ERROR_KEYS},
+        }
+
+    @classmethod
+    def from_dict(cls, values):
+        """Inverse of :meth:`to_dict`, without the maps of the errors.
+
+        Raises
+        ------
+        ValueError
+            For another version of the format or of the packed weights, and for a missing or
+            impossible value.
+        """
+        _check_version("format", values.get("format_version"), range(1, FORMAT_VERSION + 1))
+        lacking = [key for key in _KEYS if key not in values]
+        if lacking:
+            raise ValueError(
+                f"quantization_config: format version {values['format_version']} needs the keys "
+                f"{', '.join(_KEYS)}; lacking: {', '.join(lacking)}"
+            )
+        _check_version(
+            "packed layout", values["packed_layout_version"], (_C.packed_layout_version,)
+        )
+        if values["dtype"] not in DTYPES:
+            raise ValueError(
+                f"quantization_config: dtype must be one of {', '.join(DTYPES)}, got "
+                f"{values['dtype']!r}"
+            )
+        try:
+            plans = [LayerPlan.from_dict(plan) for plan in values["layers"]]
+            timesteps = [float(timestep) for timestep in values["rows"]["timesteps"]]
+            errors = SavedErrors(**{key: values["temporal"][key] for key in _ERROR_KEYS})
+        except (TypeError, KeyError, ValueError) as error:
+            raise ValueError(
+                f"quantization_config: layers, rows or temporal are not as tfq writes them: {error}"
+            ) from error
+        config = TfqConfig.from_dict(values["config"])
+        return cls(config, plans, errors, timesteps, DTYPES[values["dtype"]])
+
+
+def _check_version(name, version, readable):
+    if version not in readable:
+        raise ValueError(
+            f"quantization_config: the model was saved in {name} version {version!r}, and tfq "
+            f"{__version__} reads version {' or '.join(map(str, readable))}; install the version of tfq "
+            f"that wrote it, or a newer one"
+        )
+
+
+def build_skeleton(model, conversion):
+    """Turn a float UNet without weights into a converted one without weights, in place.
+
+    Parameters
+    ----------
+    model : UNet2DModel or UNet2DConditionModel
+        As its configuration makes it, on the "meta" device.
+    conversion : Conversion
+
+    Raises
+    ------
+    ValueError
+        If `conversion` is of another model.
+    """
+    modules = dict(model.named_modules())
+    for plan in conversion.plans:
+        found = type(modules.get(plan.name)).__name__
+        if found != plan.type:
+            raise ValueError(
+                f"quantization_config: layers has {plan.name!r} as {plan.type}, but in the "
+                f"{type(model).__name__} of this config.json it is {found}"
+            )
+    lowered = Lowering(model, conversion.config, conversion.plans, Undo()).run()
+    for plan in conversion.plans:
+        if plan.converted:
+            layer = lowered.layers[plan.name]
+            layer.input.ranges = plan.ranges
+            if plan.adds_bias:
+                bias = torch.empty(layer.weight_shape[0], device="meta")
+                layer.bias = nn.Parameter(bias, requires_grad=False)
+    embedding, rows = model.time_embedding, len(conversion.timesteps)
+    width = embedding.table.shape[1]
+    embedding.set_rows(torch.empty(rows, device="meta"), torch.empty(rows, width, device="meta"))
+    if embedding.slots and conversion.config.temporal in TABLE_MODES:
+        embedding.use_source(_empty_source(embedding.tib, conversion.config, rows))
+    if rows:
+        embedding.finish(conversion.config.drop_tib)
+
+
+def _empty_source(tib, config, rows):
+    """The source of the temporal features, without values; as conversion makes it."""
+    widths = [projection.out_features for projection in tib.projections]
+    cache = FeatureCache(widths, rows, config.backend)
+    if config.temporal == "cache":
+        return cache
+    block = QuantizedTIB(tib, config.weight_bits, rows, config.fsc_output_tap, config.backend)
+    return block if config.temporal == "tib" else SelectedFeatures(block, cache, rows)
+
+
+def check_timesteps(model, conversion):
+    """Raise ValueError if the weights that were loaded are of another save than the configuration."""
+    timesteps = model.time_embedding.values.tolist()
+    if timesteps != conversion.timesteps:
+        raise ValueError(
+            f"from_pretrained: config.json and the weights are of two different saves: rows for "
+            f"timesteps {conversion.timesteps} and {timesteps}"
+        )
+
+
+def save(unet, folder, *, max_shard_size=_MAX_SHARD_SIZE, variant=None):
+    """Save a converted UNet with a model card, whole or not at all.
+
+    As ``unet.save_pretrained(folder)``, but everything is written to a new folder beside, which then
+    takes the place of `folder`: an interrupted save leaves `folder` as it was. ``from_pretrained``
+    of the model's class loads it where tfq is imported.
+
+    Parameters
+    ----------
+    unet : UNet2DModel or UNet2DConditionModel
+        Converted by :func:`tfq.convert`.
+    folder : path
+        Replaced if it holds nothing but a saved model.
+    max_shard_size : int or str
+        Of one file of weights, in bytes or as in "10GB".
+    variant : str, optional
+        Goes into the names of the weight files: ``diffusion_pytorch_model.<variant>.safetensors``.
+
+    Raises
+    ------
+    TypeError
+        If `unet` was not converted.
+    ValueError
+        If `folder` is a file, or holds anything else than a saved model.
+
+    Examples
+    --------
+    >>> import tempfile, tfq
+    >>> from diffusers import UNet2DModel
+    >>> unet = tfq.convert(UNet2DModel(sample_size=8, block_out_channels=(32, 32),
+    ...     down_block_types=("DownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "UpBlock2D")))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     tfq.save(unet, folder)
+    ...     unet = UNet2DModel.from_pretrained(folder)
+    """
+    conversion = getattr(unet, "_tfq_conversion", None)
+    if conversion is None:
+        raise TypeError(
+            f"save: needs a model converted by tfq.convert, got a {type(unet).__name__}"
+        )
+    folder = pathlib.Path(folder).resolve()
+    _check_replaceable(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unique = uuid.uuid4().hex
+    partial = folder.with_name(f".{folder.name}.{unique}.partial")
+    try:
+        partial.mkdir()
+        unet.save_pretrained(partial, max_shard_size=max_shard_size, variant=variant)
+        (partial / "README.md").write_text(_model_card(unet, conversion), encoding="utf-8")
+        _replace_folder(folder, partial, folder.with_name(f".{folder.name}.{unique}.old"))
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _check_replaceable(folder):
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise ValueError(f"save: folder must be a folder, got the file {str(folder)!r}")
+    others = [
+        path.name
+        for path in folder.iterdir()
+        if path.name not in _OTHER_FILES and not path.name.startswith(_WEIGHTS)
+    ]
+    if others:
+        raise ValueError(
+            f"save: folder {str(folder)!r} would be replaced, but holds more than a saved model: "
+            f"{', '.join(sorted(others)[:5])}"
+        )
+
+
+def _replace_folder(folder, new, old):
+    """Put the folder `new` in the place of `folder`, which is moved to `old` meanwhile."""
+    if not folder.exists():
+        os.rename(new, folder)
+        return
+    os.rename(folder, old)
+    try:
+        os.rename(new, folder)
+    except BaseException:
+        os.rename(old, folder)
+        raise
+    shutil.rmtree(old)
+
+
+def _model_card(unet, conversion):
+    # Here, because reports are not needed to load a model.
+    from tfq.reporting import report
+
+    config, values, cls = conversion.config, report(unet).to_dict(), type(unet).__name__
+    bits = {"int8": "8-bit", "int4": "4-bit"}[config.weights]
+    activations = "8-bit" if config.activations == "int8" else "float"
+    rows = f"{len(conversion.timesteps)} timesteps" if conversion.timesteps else "no table"
+    return f"""---
+library_name: diffusers
+tags:
+- tfq
+- quantized
+---
+
+# {cls} in {config.weights.upper()}
+
+A diffusers `{cls}` converted by [tfq](https://pypi.org/project/tfq/) {__version__}: {bits} weights, \
+{activations} activations.
+
+| | |
+|---|---|
+| weights and tables | {values["weight_bytes"] / 1e6:.1f} MB |
+| multiply-adds on integer kernels | {100 * values["native_mac_share"]:.1f} % |
+| temporal features | {config.temporal}, {rows}, mean relative error \
+{values["temporal"]["mean_error"]:.2g} |
+| dtype of inputs and outputs | {str(conversion.dtype).removeprefix("torch.")} |
+| format version | {FORMAT_VERSION} |
+
+```python
+import tfq  # lets diffusers load it
+from diffusers import {cls}
+
+unet = {cls}.from_pretrained("path/to/this/folder")
+```
+"""
