@@ -322,7 +322,7 @@ def test_rows_of_a_mixed_batch():
         torch.testing.assert_close(actual, expected)  # a product of three rows for three of one
         known = torch.isin(timesteps, embedding.values)
         assert_same_bits(actual[known], expected[known])
-        ranges = slice(embedding.features_end, embedding.width)
+        ranges = slice(temporal.VALUE_SLOT, embedding.ranges_end)
         assert_same_bits(actual[:, ranges], expected[:, ranges])
     assert counter.frame_count == 1
 
