@@ -4,6 +4,7 @@ import html
 import json
 import pathlib
 
+from tfq import heat_maps
 from tfq import nn as quantized
 
 _FORMATS = (".json", ".html", ".png")
@@ -95,15 +96,27 @@ class Report:
             "tr:nth-child(even){background:#f2f2f2}</style>\n"
             f"<h1>tfq report</h1><p>{html.escape(self._summary())}</p>\n"
             f"<table><tr>{head}</tr>\n{cells}</table>\n"
+            + "".join(heat_maps.svg(*shown, *self._axes()) for shown in self._maps())
         )
+
+    def _maps(self):
+        return heat_maps.temporal_maps(self._values["temporal"]["maps"])
+
+    def _axes(self):
+        maps = self._values["temporal"]["maps"]
+        return maps["timesteps"], maps["blocks"]
 
     def _draw(self):
         from PIL import Image, ImageDraw, ImageFont
 
-        text, font = str(self), ImageFont.load_default()
+        text, font, maps = str(self), ImageFont.load_default(), self._maps()
         box = ImageDraw.Draw(Image.new("L", (1, 1))).multiline_textbbox((0, 0), text, font=font)
-        image = Image.new("RGB", (int(box[2]) + 40, int(box[3]) + 40), "white")
+        width, height = heat_maps.size(maps, *self._axes()) if maps else (0, 0)
+        top = int(box[3]) + 40
+        image = Image.new("RGB", (max(int(box[2]) + 40, width), top + height), "white")
         ImageDraw.Draw(image).multiline_text((20, 20), text, fill="black", font=font)
+        for shown in maps:
+            top = heat_maps.paste(image, top, *shown, *self._axes())
         return image
 
 

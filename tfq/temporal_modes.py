@@ -7,6 +7,7 @@ is computed once, for every timestep of the table.
 
 import copy
 import dataclasses
+import math
 
 import torch
 from torch import nn
@@ -60,13 +61,20 @@ class TemporalErrors:
         maps = {"timesteps": self.timesteps, "blocks": self.blocks}
         for name in ("relative", "tib", "cache", "chosen", "tau"):
             value = getattr(self, name)
-            maps[name] = None if value is None else value.tolist()
+            maps[name] = None if value is None else _finite(value.tolist())
         return {
             "mean_error": self.relative.mean().item() if self.relative.numel() else 0.0,
             "max_error": self.relative.max().item() if self.relative.numel() else 0.0,
             "chosen_tib_share": None if self.chosen is None else self.chosen.double().mean().item(),
             "maps": maps,
         }
+
+
+def _finite(values):
+    """Nested lists with None for what JSON cannot hold (tau over a cache that is exact)."""
+    if isinstance(values, list):
+        return [_finite(value) for value in values]
+    return values if math.isfinite(values) else None
 
 
 def disturbance(tib_error, cache_error):
