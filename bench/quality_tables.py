@@ -80,7 +80,7 @@ def ablation_table(arms, rows):
         lines.append(
             [
                 arm.name, f"{temporal['mean_error']:.3g}", f"{temporal['max_error']:.3g}",
-                f"{temporal['mean_cosine']:.5f}", f"{temporal['min_cosine']:.5f}",
+                f"{temporal['mean_cosine']:.6f}", f"{temporal['min_cosine']:.6f}",
                 decibels(row["features_alone"]["psnr"]), decibels(row["psnr"]), shown_share,
                 row["commit"], arm.note,
             ]

@@ -68,6 +68,21 @@ def test_gemm_s8(benchmark, shape, batch, weight_bits):
     measure(benchmark, lambda: ops.gemm_s8(**operands), operations=shape.operations(batch))
 
 
+@pytest.mark.benchmark(group="attention_s8")
+@pytest.mark.parametrize(
+    "shape, batch", cases((SD15, shapes.SD15_ATTENTIONS), (DDPM, shapes.DDPM_ATTENTIONS))
+)
+def test_attention_s8(benchmark, shape, batch):
+    heads, tokens, kv_tokens, head_size = shape
+    query = torch.randn(batch, tokens, heads * head_size)
+    key, value = torch.randn(2, batch, kv_tokens, heads * head_size)
+    measure(
+        benchmark,
+        lambda: ops.attention_s8(query, key, value, heads),
+        operations=4 * batch * heads * tokens * kv_tokens * head_size,
+    )
+
+
 @pytest.mark.benchmark(group="dequantize_weight")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("weight_bits", [8, 4])

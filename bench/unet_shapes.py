@@ -79,6 +79,15 @@ DDPM_CONVS = [
 ]
 DDPM_LINEARS = [Linear(256, 768, 256), Linear(256, 256, 256)]
 
+# (heads, tokens, tokens of key and value, channels of a head)
+SD15_ATTENTIONS = [
+    (8, 4096, 4096, 40),
+    (8, 1024, 1024, 80),
+    (8, 256, 256, 160),
+    (8, 4096, 77, 40),
+]
+DDPM_ATTENTIONS = [(1, 256, 256, 256)]
+
 # (channels of the hidden state, channels of the skip connection, size)
 SD15_NORMS = [(320, 0, 64), (640, 320, 64), (640, 0, 32), (1280, 640, 32), (1280, 1280, 16)]
 DDPM_NORMS = [(128, 0, 32), (256, 128, 32), (256, 0, 16), (256, 256, 16)]

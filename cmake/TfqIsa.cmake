@@ -7,6 +7,7 @@ set(TFQ_FLAGS_AVX512VNNI ${TFQ_FLAGS_AVX512} -mavx512vnni)
 set(TFQ_FLAGS_AMX ${TFQ_FLAGS_AVX512VNNI} -mamx-tile -mamx-int8)
 
 set(TFQ_SOURCES_SCALAR
+  csrc/cpu/attention_s8/scalar.cpp
   csrc/cpu/dequantize_weight/scalar.cpp
   csrc/cpu/epilogue/scalar.cpp
   csrc/cpu/expand_s4/scalar.cpp
@@ -15,6 +16,7 @@ set(TFQ_SOURCES_SCALAR
   csrc/cpu/temporal_gather/scalar.cpp
   csrc/cpu/gemm_s8/scalar.cpp)
 set(TFQ_SOURCES_AVX2
+  csrc/cpu/attention_s8/avx2.cpp
   csrc/cpu/dequantize_weight/avx2.cpp
   csrc/cpu/epilogue/avx2.cpp
   csrc/cpu/expand_s4/avx2.cpp
@@ -23,6 +25,7 @@ set(TFQ_SOURCES_AVX2
   csrc/cpu/temporal_gather/avx2.cpp
   csrc/cpu/gemm_s8/avx2.cpp)
 set(TFQ_SOURCES_AVX512
+  csrc/cpu/attention_s8/avx512.cpp
   csrc/cpu/dequantize_weight/avx512.cpp
   csrc/cpu/epilogue/avx512.cpp
   csrc/cpu/expand_s4/avx512.cpp

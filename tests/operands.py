@@ -134,6 +134,21 @@ def layer_norm_operands(rows, channels, dtype=torch.float32):
     }
 
 
+def attention_operands(batch, heads, tokens, kv_tokens, head_size, dtype=torch.float32):
+    """Query, key and value whose heads, tokens and channels differ in size."""
+
+    def rows(count):
+        spread = uniform((batch, 1, heads * head_size), 0.2, 2) * uniform((batch, count, 1), 0.5, 2)
+        return (torch.randn(batch, count, heads * head_size) * spread).to(dtype)
+
+    return {
+        "query": rows(tokens),
+        "key": rows(kv_tokens),
+        "value": rows(kv_tokens),
+        "heads": heads,
+    }
+
+
 def quantized_table_operands(table_rows, widths, rows):
     """A uint8 table whose features have `widths`, each row and feature with its own parameters."""
     qparams = torch.stack(

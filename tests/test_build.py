@@ -113,7 +113,7 @@ def test_every_kernel_is_in_a_family_and_a_level():
     families = {family for family, _, _ in kernels}
     assert families == {
         "gemm_s8", "expand_s4", "epilogue", "quantize", "group_norm", "layer_norm", "geglu",
-        "temporal_gather", "dequantize_weight",
+        "temporal_gather", "dequantize_weight", "attention_s8",
     }  # fmt: skip
     for family in families:
         levels = [level for f, _, level in kernels if f == family]

@@ -9,12 +9,13 @@ from unets import build, clone, image, inputs, run
 import tfq
 from tfq import TfqConfig
 from tfq.calibrate import run_trajectory
-from tfq.ranges import RangeRecorder
 from tfq.quantizer import QPARAMS_WIDTH, InputQuantizer
+from tfq.ranges import RangeRecorder
 from tfq.reference import qparams_from_range
 from tfq.temporal import VALUE_SLOT
 
 STEPS = 4
+UNIFORM = TfqConfig(precision="uniform")  # no call but those of the calibration
 # Scheduler -> UNet calls for STEPS steps: the second-order ones visit some timesteps twice, and PNDM
 # starts with 3 Runge-Kutta steps of 4 calls.
 SCHEDULERS = {
@@ -75,14 +76,14 @@ class Observed(RangeRecorder):
 
     made = []
 
-    def __init__(self):
-        super().__init__()
+    def __init__(self, estimator):
+        super().__init__(estimator)
         self.made.append(self)
 
 
 @pytest.fixture
 def observed(monkeypatch):
-    monkeypatch.setattr("tfq.calibrate.RangeRecorder", Observed)
+    monkeypatch.setattr("tfq.ranges.RangeRecorder", Observed)
     Observed.made.clear()
     return Observed.made
 
@@ -92,7 +93,7 @@ def test_one_call_per_step(name):
     unet = build("plain")
     scheduler = getattr(diffusers, name)()
     calls = count_calls(unet)
-    tfq.convert(unet, scheduler=scheduler, num_inference_steps=STEPS)
+    tfq.convert(unet, UNIFORM, scheduler=scheduler, num_inference_steps=STEPS)
     scheduler.set_timesteps(STEPS)
     expected = [t.item() for t in scheduler.timesteps]
     assert len(expected) == SCHEDULERS[name]
@@ -111,7 +112,7 @@ def test_one_call_per_step(name):
 def test_default_number_of_steps():
     unet = build("no_mid", sample_size=4)
     calls = count_calls(unet)
-    config = TfqConfig(calibration_samples=1)
+    config = TfqConfig(calibration_samples=1, precision="uniform")
     tfq.convert(unet, config, scheduler=diffusers.DDIMScheduler())
     assert len(calls) == 50
 
@@ -128,15 +129,15 @@ def test_table_covers_what_was_seen(config, observed):
     )
     for name, quantizer in quantizers(unet).items():
         assert quantizer.recorder is None
-        seen = [recorder.ranges[quantizer, timestep] for timestep in recorder.timesteps]
+        seen = [recorder.range(quantizer, [timestep]) for timestep in recorder.timesteps]
         lows, highs = (torch.tensor(ends, dtype=torch.float32) for ends in zip(*seen, strict=True))
+        low, high = table_ranges(unet, quantizer)
         if config:
-            assert quantizer.mode == "static" and not quantizer.use_table
+            assert quantizer.ranges == "static"
             lows, highs = lows.min()[None], highs.max()[None]
-            low, high = ranges(quantizer.fixed)
+            assert low.unique().numel() == high.unique().numel() == 1
         else:
-            assert quantizer.mode == "timestep" and quantizer.fixed is None
-            low, high = table_ranges(unet, quantizer)
+            assert quantizer.ranges == "timestep"
         step = (highs - lows) / 255
         assert bool((low <= lows + step).all()) and bool((high >= highs - step).all()), name
         width = (high - low) / (highs - lows)
@@ -184,10 +185,10 @@ def test_iterable_of_arguments(observed):
     unet = build("cross")
     batches = [inputs(unet, (7, 421)), inputs(unet, (900,), seed=2)]
     calls = count_calls(unet)
-    tfq.convert(unet, calibration=(batch for batch in batches))
+    tfq.convert(unet, UNIFORM, calibration=(batch for batch in batches))
     assert calls == [[7.0, 421.0], [900.0]]
     assert unet.time_embedding.values.tolist() == [7.0, 421.0, 900.0]
-    assert all(quantizer.mode == "timestep" for quantizer in quantizers(unet).values())
+    assert all(quantizer.ranges == "timestep" for quantizer in quantizers(unet).values())
     assert observed[0].timesteps == [7.0, 421.0, 900.0]
 
 
@@ -200,7 +201,7 @@ def test_callable_gets_the_object_itself():
         for timestep in (5, 300):
             model(**inputs(model, (timestep, timestep)))
 
-    tfq.convert(unet, calibration=calibration)
+    tfq.convert(unet, UNIFORM, calibration=calibration)
     assert given == [unet] and len(calls) == 2
     assert unet.time_embedding.values.tolist() == [5.0, 300.0]
 
@@ -221,18 +222,24 @@ def test_iterable_and_callable_agree():
 
 def test_number_of_trajectories(observed):
     unet = build("plain")
-    config = TfqConfig(calibration_samples=2)
+    config = TfqConfig(calibration_samples=2, precision="uniform")
     arguments = {"scheduler": diffusers.DDIMScheduler(), "num_inference_steps": 2}
     calls = count_calls(unet)
-    tfq.convert(clone(unet), config, calibration=1, **arguments)
+    converted = [tfq.convert(clone(unet), config, calibration=1, **arguments)]
     assert len(calls) == 2 and {len(call) for call in calls} == {2}
     calls.clear()
-    tfq.convert(clone(unet), config, calibration=3, **arguments)
+    converted.append(tfq.convert(clone(unet), config, calibration=3, **arguments))
     assert len(calls) == 3 * 2
-    one, three = observed
-    keys = {(q.name, t) for q, t in one.ranges}
-    assert keys == {(q.name, t) for q, t in three.ranges}
-    ends = [{(q.name, t): r for (q, t), r in recorder.ranges.items()} for recorder in observed]
+    ends = [
+        {
+            (name, timestep): recorder.range(quantizer, [timestep])
+            for name, quantizer in quantizers(model).items()
+            for timestep in recorder.timesteps
+        }
+        for model, recorder in zip(converted, observed, strict=True)
+    ]
+    keys = set(ends[0])
+    assert keys == set(ends[1]) and None not in [*ends[0].values(), *ends[1].values()]
     # The first of the three trajectories is the one alone.
     assert all(ends[1][k][0] <= ends[0][k][0] and ends[1][k][1] >= ends[0][k][1] for k in keys)
     assert any(ends[1][k] != ends[0][k] for k in keys)
@@ -241,7 +248,7 @@ def test_number_of_trajectories(observed):
 def test_data_wins_over_the_scheduler():
     unet = build("classes")
     calls = count_calls(unet)
-    tfq.convert(unet, scheduler=diffusers.DDIMScheduler(), calibration=[inputs(unet)])
+    tfq.convert(unet, UNIFORM, scheduler=diffusers.DDIMScheduler(), calibration=[inputs(unet)])
     assert calls == [[7.0, 421.0]]
 
 
@@ -264,11 +271,11 @@ def test_seed_and_repetition():
 def test_dynamic_ranges_with_a_scheduler_only_make_rows():
     unet = build("plain")
     calls = count_calls(unet)
-    config = TfqConfig(activation_ranges="dynamic")
+    config = TfqConfig(activation_ranges="dynamic", precision="uniform")
     tfq.convert(unet, config, scheduler=diffusers.DDIMScheduler(), num_inference_steps=3)
     assert calls == []
     assert unet.time_embedding.values.numel() == 3
-    assert {quantizer.mode for quantizer in quantizers(unet).values()} == {"dynamic"}
+    assert {quantizer.ranges for quantizer in quantizers(unet).values()} == {"dynamic"}
     dynamic = tfq.convert(build("plain"))
     kwargs = inputs(unet, (333, 666))
     assert_same_bits(run(unet, kwargs), run(dynamic, kwargs))

@@ -7,27 +7,27 @@ import pytest
 
 from tfq import TfqConfig
 
-EVERY_FIELD_CHANGED = {
-    "activation_ranges": "static",
-    "temporal": "float",
-    "fsc_output_tap": True,
-    "error_budget": 0.25,
-    "split_skip": False,
-    "attention": "float",
-    "backend": "reference",
-    "modules_to_not_convert": ("mid_block", "up_blocks.0"),
-    "calibration_samples": 3,
-    "reconstruction_steps": 10,
-    "seed": 7,
-}
-# Their only other values are not implemented yet, or need another value of "temporal".
-UNCHANGEABLE = {
-    "weights",
-    "activations",
-    "range_estimator",
-    "reconstruction",
-    "precision",
-    "drop_tib",
+# No single legal config differs from the default everywhere: these three together do.
+CHANGED = {
+    "integers": {
+        "weights": "int4",
+        "activation_ranges": "static",
+        "range_estimator": "mse",
+        "temporal": "select",
+        "fsc_output_tap": True,
+        "reconstruction": "block",
+        "precision": "uniform",
+        "error_budget": 0.25,
+        "split_skip": False,
+        "attention": "float",
+        "backend": "reference",
+        "modules_to_not_convert": ("mid_block", "up_blocks.0"),
+        "calibration_samples": 3,
+        "reconstruction_steps": 10,
+        "seed": 7,
+    },
+    "weight_only": {"activations": "float"},
+    "dropped": {"temporal": "cache", "drop_tib": True},
 }
 
 CHOICES = {
@@ -41,21 +41,8 @@ CHOICES = {
     "attention": ("auto", "float", "int8"),
     "backend": ("native", "reference"),
 }
-NOT_IMPLEMENTED = [
-    ("weights", "int4"),
-    ("weights", "float"),
-    ("activations", "float"),
-    ("range_estimator", "ema"),
-    ("range_estimator", "percentile"),
-    ("range_estimator", "mse"),
-    ("temporal", "cache"),
-    ("temporal", "tib"),
-    ("temporal", "select"),
-    ("reconstruction", "temporal"),
-    ("reconstruction", "block"),
-    ("precision", "auto"),
-    ("attention", "int8"),
-]
+# Value that needs another one beside it.
+NEEDS = {("reconstruction", "temporal"): {"temporal": "tib"}}
 
 
 def fails(error, *words, **values):
@@ -69,12 +56,9 @@ def fails(error, *words, **values):
             assert word in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "config",
-    [TfqConfig(), TfqConfig(**EVERY_FIELD_CHANGED), TfqConfig(drop_tib=True)],
-    ids=["default", "changed", "drop_tib"],
-)
-def test_json_round_trip(config):
+@pytest.mark.parametrize("values", [{}, *CHANGED.values()], ids=["default", *CHANGED])
+def test_json_round_trip(values):
+    config = TfqConfig(**values)
     text = config.to_json_string()
     restored = TfqConfig.from_dict(json.loads(text))
     assert restored == config
@@ -84,11 +68,13 @@ def test_json_round_trip(config):
 
 def test_round_trip_covers_every_field():
     fields = {field.name for field in dataclasses.fields(TfqConfig)}
-    assert set(TfqConfig().to_dict()) == fields
-    assert set(EVERY_FIELD_CHANGED) | UNCHANGEABLE == fields
-    changed = TfqConfig(**EVERY_FIELD_CHANGED).to_dict()
-    same = {name for name, value in TfqConfig().to_dict().items() if changed[name] == value}
-    assert same == UNCHANGEABLE
+    default = TfqConfig().to_dict()
+    assert set(default) == fields
+    changed = set()
+    for values in CHANGED.values():
+        config = TfqConfig(**values).to_dict()
+        changed |= {name for name in fields if config[name] != default[name]}
+    assert changed == fields
 
 
 def test_is_frozen_and_hashable():
@@ -122,16 +108,21 @@ def test_unknown_values(name, value):
     fails(ValueError, name, repr(value), *CHOICES[name], **{name: value})
 
 
-@pytest.mark.parametrize("name, value", NOT_IMPLEMENTED)
-def test_values_of_a_later_version(name, value):
-    fails(NotImplementedError, f"{name}={value!r}", "implemented:", **{name: value})
-
-
-def test_every_value_is_known_or_said_to_come_later():
+def test_every_value_is_accepted():
     for name, values in CHOICES.items():
         for value in values:
-            if (name, value) not in NOT_IMPLEMENTED:
-                assert getattr(TfqConfig(**{name: value}), name) == value
+            if (name, value) != ("weights", "float"):
+                config = TfqConfig(**{name: value, **NEEDS.get((name, value), {})})
+                assert getattr(config, name) == value
+
+
+def test_float_weights_leave_nothing_to_convert():
+    fails(NotImplementedError, "weights='float'", "modules_to_not_convert", weights="float")
+
+
+@pytest.mark.parametrize("weights, bits", [("int8", 8), ("int4", 4)])
+def test_weight_bits(weights, bits):
+    assert TfqConfig(weights=weights).weight_bits == bits
 
 
 @pytest.mark.parametrize("name", ["fsc_output_tap", "split_skip", "drop_tib"])
@@ -149,7 +140,8 @@ def test_flags_are_bools(name, value):
         ("calibration_samples", True),
         ("reconstruction_steps", -1),
         ("reconstruction_steps", "10"),
-        ("reconstruction_steps", None),
+        ("reconstruction_steps", 1.0),
+        ("calibration_samples", None),
         ("seed", 0.5),
         ("seed", "0"),
         ("seed", True),
@@ -157,6 +149,11 @@ def test_flags_are_bools(name, value):
 )
 def test_counts_and_seed_are_ints(name, value):
     fails(ValueError, name, "int", repr(value), **{name: value})
+
+
+@pytest.mark.parametrize("steps", [None, 0, 1], ids=repr)
+def test_steps_may_be_left_to_the_reconstruction(steps):
+    assert TfqConfig(reconstruction_steps=steps).reconstruction_steps == steps
 
 
 @pytest.mark.parametrize("value", ["0.1", None, -0.1, float("nan"), True], ids=repr)
@@ -169,5 +166,21 @@ def test_modules_to_not_convert_are_names(value):
     fails(ValueError, "modules_to_not_convert", repr(value), modules_to_not_convert=value)
 
 
-def test_drop_tib_needs_rows():
-    fails(ValueError, "drop_tib=True", "temporal='float'", drop_tib=True, temporal="float")
+# Key that is not allowed with some values of another: (key, value), (other, its illegal values).
+ILLEGAL = [
+    (("drop_tib", True), ("temporal", {"tib", "select", "float"})),
+    (("reconstruction", "temporal"), ("temporal", {"fold", "cache", "float"})),
+    (("fsc_output_tap", True), ("temporal", {"fold", "cache", "float"})),
+    (("activations", "float"), ("activation_ranges", {"timestep", "static"})),
+]
+
+
+@pytest.mark.parametrize("setting, other", ILLEGAL, ids=str)
+def test_combinations(setting, other):
+    (name, value), (other_name, illegal) = setting, other
+    for choice in CHOICES[other_name]:
+        values = {name: value, other_name: choice}
+        if choice in illegal:
+            fails(ValueError, f"{name}={value!r}", f"{other_name}={choice!r}", **values)
+        else:
+            assert TfqConfig(**values).to_dict().items() >= values.items()

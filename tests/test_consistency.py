@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import available_levels
 from operands import (
+    attention_operands,
     conv_operands,
     gemm_operands,
     group_norm_operands,
@@ -38,6 +39,9 @@ IMAGE_CASES = {
     ],
     "quantize": [(4, 33, 9, 7), (3, 320, 32, 32)],
 }
+ATTENTION_CASES = {
+    "attention_s8": [(3, 2, 70, 77, 40), (2, 1, 300, 1030, 20), (4, 3, 5, 9, 65)],
+}
 ROW_CASES = {
     "gemm_s8 of 4 bits": [(154, 77, 130), (1024, 320, 320), (33, 1000, 64)],
     "gemm_s8": [(154, 77, 130), (1024, 320, 320), (33, 1000, 64)],
@@ -46,7 +50,7 @@ ROW_CASES = {
 }
 CASES = [
     (name, shape)
-    for cases in (IMAGE_CASES, ROW_CASES)
+    for cases in (IMAGE_CASES, ROW_CASES, ATTENTION_CASES)
     for name, shapes in cases.items()
     for shape in shapes
 ]
@@ -70,6 +74,8 @@ def build(name, shape):
         return operands | {"residual": torch.randn(m, n), "temporal": torch.randn(m, n)}
     if name == "group_norm_silu_quantize":
         return group_norm_operands(shape, per_sample=True)
+    if name == "attention_s8":
+        return attention_operands(*shape)
     if name == "quantize":
         return {"x": random_images(*shape, torch.float32)}
     if name == "layer_norm_quantize":
@@ -133,8 +139,8 @@ def test_thread_counts(isa, threads, name, shape):
 def test_batch_splits(isa, name, shape):
     operands = build(name, shape)
     whole = call(name, operands)
-    batch = operands["x"].shape[0]
-    per_sample = ("x", "x2", "qparams", "residual", "temporal")
+    batch = whole[0].shape[0]
+    per_sample = ("x", "x2", "qparams", "residual", "temporal", "query", "key", "value")
     if name == "group_norm_silu_quantize":
         per_sample += ("weight", "bias")
     for start, stop in ((0, 1), (1, batch), (batch // 2, batch // 2 + 1)):
@@ -199,6 +205,7 @@ AT_THE_END_OF_MEMORY = """
     cases += [("gemm_s8 of 4 bits", (1 + s % 9, s, 1 + s * 7 % 97)) for s in sizes]
     cases += [("conv2d_s8", (1, s, 3, 2, 5, 3, 1, 1, 1)) for s in sizes]
     cases += [("conv2d_s8", (1, 64, 3, s, 5, 1, 1, 0, 1)) for s in sizes]
+    cases += [("attention_s8", (2, 2, s % 9 + 1, s, s * 7 % 97 + 1)) for s in sizes]
     cases += [("quantize", (2, s, 1, 3)) for s in sizes]
     cases += [("group_norm_silu_quantize", (2, s, s % 4, 1, 3, 1)) for s in sizes]
     cases += [(n, (2, s)) for n in ("layer_norm_quantize", "geglu_quantize") for s in sizes]

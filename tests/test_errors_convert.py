@@ -380,9 +380,13 @@ def test_failure_after_any_change(name, monkeypatch):
     [
         ("conversion", "trace_shapes"),
         ("conversion", "plan_layers"),
-        ("conversion", "CheckInputs"),
+        ("conversion", "quantize_weight"),
+        ("sensitivity", "estimate_errors"),
+        ("lowering", "FloatTIB"),
+        ("checks", "CheckInputs"),
         ("calibrate", "run_calibration"),
-        ("calibrate", "install_ranges"),
+        ("ranges", "install_ranges"),
+        ("conversion", "install_features"),
         ("conversion", "Conversion"),
     ],
 )

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from operands import (
+    attention_operands,
     conv_operands,
     gemm_operands,
     group_norm_operands,
@@ -29,6 +30,7 @@ BUILDERS = {
     "geglu_quantize": lambda: {"x": torch.randn(4, 6)},
     "temporal_gather": lambda: {"table": torch.randn(4, 6), "rows": torch.tensor([0])},
     "pack_weight": lambda: {"weight": torch.zeros(4, 6, dtype=torch.int8)},
+    "attention_s8": lambda: attention_operands(2, 3, 4, 5, 2),
     "dequantize_weight": lambda: packed_weight((4, 6)),
     "pack_weight_s4": lambda: {
         "q": torch.zeros(4, 6, dtype=torch.uint8),
@@ -193,6 +195,26 @@ CASES = [
      "offsets must end with the table's width 6, got 5"),
     ("temporal_gather", TABLE | {"qparams": torch.ones(2, 2, 4).permute(2, 1, 0)}, ValueError,
      "qparams must be contiguous"),
+    ("attention_s8", {"query": torch.zeros(2, 4, 6).half()}, TypeError,
+     "attention_s8: query must be float32 or bfloat16, got float16"),
+    ("attention_s8", {"key": torch.zeros(2, 5, 6).bfloat16()}, TypeError,
+     "attention_s8: key must be float32, got bfloat16"),
+    ("attention_s8", {"query": torch.zeros(4, 6)}, ValueError, "query must have 3 dimensions"),
+    ("attention_s8", {"query": torch.zeros(2, 6, 4).transpose(1, 2)}, ValueError,
+     "attention_s8: query must be contiguous in memory"),
+    ("attention_s8", {"value": torch.zeros(2, 5, 8)}, ValueError,
+     r"value must be \(2, kv_tokens, 6\) with kv_tokens >= 1 for a query of \(2, 4, 6\), got "
+     r"\(2, 5, 8\)"),
+    ("attention_s8", {"key": torch.zeros(2, 0, 6), "value": torch.zeros(2, 0, 6)}, ValueError,
+     r"key must be \(2, kv_tokens, 6\) with kv_tokens >= 1"),
+    ("attention_s8", {"value": torch.zeros(2, 4, 6)}, ValueError,
+     r"key and value must have the same shape, got \(2, 5, 6\) and \(2, 4, 6\)"),
+    ("attention_s8", {"heads": 4}, ValueError, "6 channels do not divide into 4 heads"),
+    ("attention_s8", {"heads": 0}, ValueError, "6 channels do not divide into 0 heads"),
+    ("attention_s8", {"scale": 0.0}, ValueError, "scale must be positive and finite in float32, got 0.0"),
+    ("attention_s8", {"scale": float("inf")}, ValueError, "scale must be positive and finite"),
+    ("attention_s8", {"out_dtype": torch.uint8}, TypeError,
+     "attention_s8: out_dtype must be torch.float32 or torch.bfloat16, got torch.uint8"),
     ("dequantize_weight", {"dtype": torch.float16}, TypeError,
      "dequantize_weight: dtype must be torch.float32 or torch.bfloat16, got torch.float16"),
     ("dequantize_weight", {"shape": (4, 2, 3)}, ValueError,

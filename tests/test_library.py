@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch._dynamo
 from operands import (
+    attention_operands,
     conv_operands,
     gemm_operands,
     group_norm_operands,
@@ -84,6 +85,11 @@ CASES = {
     "temporal_gather": [
         lambda: {"table": torch.randn(4, 6), "rows": torch.tensor([3, 0, 3])},
         lambda: quantized_table_operands(4, [5, 0, 1], [3, 0, 3]),
+    ],
+    "attention_s8": [
+        lambda: attention_operands(2, 3, 5, 7, 4),
+        lambda: attention_operands(1, 1, 3, 3, 1, torch.bfloat16) | {"out_dtype": torch.float32},
+        lambda: attention_operands(1, 2, 6, 20, 8) | {"scale": 0.3, "out_dtype": torch.bfloat16},
     ],
     "dequantize_weight": [
         lambda: packed_weight((17, 70)),
@@ -316,7 +322,7 @@ def test_rows_of_a_mixed_batch():
         torch.testing.assert_close(actual, expected)  # a product of three rows for three of one
         known = torch.isin(timesteps, embedding.values)
         assert_same_bits(actual[known], expected[known])
-        ranges = slice(embedding.features_end, embedding.width)
+        ranges = slice(temporal.VALUE_SLOT, embedding.ranges_end)
         assert_same_bits(actual[:, ranges], expected[:, ranges])
     assert counter.frame_count == 1
 

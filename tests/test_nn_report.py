@@ -18,7 +18,10 @@ from tfq._ext import _C
 from tfq.nn import Conv2d, Linear, ShortcutConv2d
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-LAYER_FIELDS = ["name", "type", "path", "reason", "macs", "weight_bits", "range", "error"]
+LAYER_FIELDS = [
+    "name", "type", "path", "reason", "macs", "weight_bits", "range", "error", "output_error",
+]  # fmt: skip
+TEMPORAL_FIELDS = ["mode", "mean_error", "max_error", "chosen_tib_share", "maps"]
 PATHS = {"conv2d_s8", "gemm_s8", "reference", "torch"}
 RANGES = {"timestep", "static", "dynamic", "dynamic per token", None}
 CONVS = [
@@ -61,7 +64,7 @@ def test_shortcut(sources):
     layer = torch.nn.Conv2d(64, 20, 1).requires_grad_(False)
     x = torch.randn(2, 64, 5, 6)
     x[:, 24:] *= 100  # a skip of another magnitude
-    quantized = ShortcutConv2d(layer, sources)
+    quantized = ShortcutConv2d.from_float(layer, sources)
     expected = layer(x)
     assert_signal_to_noise(quantized(x), expected, MIN_LAYER_SNR)
     assert_same_bits(quantized(x[:, :24], x[:, 24:]), quantized(x))
@@ -75,15 +78,15 @@ def test_shortcut(sources):
 
 
 @pytest.mark.parametrize(
-    "layer, cls",
+    "layer, from_float",
     [
-        (torch.nn.Conv2d(8, 12, 3), Conv2d),
-        (torch.nn.Linear(30, 17), Linear),
-        (torch.nn.Conv2d(20, 6, 1), lambda layer: ShortcutConv2d(layer, (12, 8))),
+        (torch.nn.Conv2d(8, 12, 3), Conv2d.from_float),
+        (torch.nn.Linear(30, 17), Linear.from_float),
+        (torch.nn.Conv2d(20, 6, 1), lambda layer: ShortcutConv2d.from_float(layer, (12, 8))),
     ],
 )
-def test_layers_are_torchs_and_show_their_weights(layer, cls):
-    quantized = cls(layer)
+def test_layers_are_torchs_and_show_their_weights(layer, from_float):
+    quantized = from_float(layer)
     assert isinstance(quantized, type(layer))
     names = ["in_features", "out_features", "in_channels", "out_channels", "kernel_size", "stride"]
     for name in [*names, "padding", "dilation", "groups", "padding_mode"]:
@@ -161,7 +164,7 @@ def test_report_fields(name):
     float_layers = dict(unet.named_modules())
     values = tfq.report(tfq.convert(unet, calibration=[inputs(unet)])).to_dict()
     assert list(values) == ["native_mac_share", "weight_bytes", "layers", "temporal"]
-    assert list(values["temporal"]) == ["mode", "mean_error", "max_error", "chosen_tib_share"]
+    assert list(values["temporal"]) == TEMPORAL_FIELDS
     assert values["temporal"]["chosen_tib_share"] is None
     assert [layer["name"] for layer in values["layers"]] == [
         name for name, module in float_layers.items() if name in macs
@@ -173,10 +176,11 @@ def test_report_fields(name):
         assert layer["path"] in PATHS and layer["range"] in RANGES
         is_float = layer["path"] == "torch"
         assert is_float == bool(layer["reason"]) == (layer["error"] is None)
-        assert is_float == (layer["range"] is None)
+        assert is_float == (layer["range"] is None) == (layer["output_error"] is None)
         assert layer["weight_bits"] in ((16, 32) if is_float else (8,))
         if not is_float:
             assert 0.001 < layer["error"] < 0.02
+            assert 0 < layer["output_error"] <= TfqConfig().error_budget
     native = sum(layer["macs"] for layer in values["layers"] if layer["path"] != "torch")
     assert values["native_mac_share"] == native / sum(macs.values())
     assert 0.98 < values["native_mac_share"] < 1

@@ -90,6 +90,16 @@ def test_bootstrap_is_paired():
         metrics.paired_bootstrap(reference, features[:2], features[:3])
 
 
+def test_bootstrap_is_not_biased_by_duplicates():
+    # Duplicates raise the distance of the set that fits, and hardly that of the shrunken one.
+    features = torch.randn(60, 30)
+    reference = metrics.FrechetReference(*metrics.moments(features))
+    result = metrics.paired_bootstrap(reference, features, 0.01 * features, resamples=100)
+    assert (
+        result["difference"]["low"] < result["difference"]["value"] < result["difference"]["high"]
+    )
+
+
 @torch.no_grad()
 def test_temporal_path_is_the_models_own(small, timesteps):
     unet, _ = small

@@ -190,6 +190,16 @@ def test_layer_norm_and_geglu_against_torch():
         assert ((real - expected).abs() <= 0.5001 * qparams[:, :1] + 1e-6).all()
 
 
+def test_attention_by_hand():
+    # The query's two tokens are 255 and 0 steps of 1/255, the keys 127 and -127 steps of 1/127.
+    query, key = torch.tensor([[[1.0], [0.0]]]), torch.tensor([[[1.0], [-1.0]]])
+    value = torch.tensor([[[127.0], [-127.0]]])
+    y = reference.attention_s8(query, key, value, 1)
+    # Weights 255 and rne(255 * exp(-2)) = 35, then equal ones.
+    expected = 127 * (255 - 35) / (255 + 35)
+    torch.testing.assert_close(y, torch.tensor([[[expected], [0.0]]]), rtol=1e-6, atol=0)
+
+
 def test_static_parameters_are_returned_and_used():
     x, qparams = torch.randn(6, 10), random_qparams(2)
     q, returned = reference.layer_norm_quantize(x, None, None, qparams=qparams)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from tfq.rounding import Grid, InputMoments, round_weight
+from tfq.rounding import Grid, InputMoments, _refit_scale, round_weight
 from tfq.weights import quantize_weight
 
 
@@ -99,6 +99,23 @@ def test_groups_have_their_own_scales():
     one_scale, one_levels, _ = round_weight(weight, moments_of(x, x @ weight.T), 4, (24,))
     narrow = (weight - grid.values(levels))[:, :16].norm()
     assert narrow < 0.7 * (weight - one_scale.values(one_levels))[:, :16].norm()
+
+
+def test_refitted_scales_are_the_best():
+    weight, root = torch.randn(8, 24), torch.randn(24, 24)
+    hessian = root @ root.T
+    grid = Grid.of(weight, 4, (24,))
+    levels = grid.nearest(weight)
+    refitted = _refit_scale(grid, levels, weight, hessian)
+
+    def objective(scale):
+        error = (weight - levels * scale).double()
+        return (error @ hessian.double() * error).sum(1)
+
+    best = objective(refitted.scale)
+    assert (best < objective(grid.scale)).all()
+    assert (best < objective(0.999 * refitted.scale)).all()
+    assert (best < objective(1.001 * refitted.scale)).all()
 
 
 def test_bias_takes_the_mean():

@@ -9,7 +9,7 @@ from unets import build, clone, image, inputs, run
 
 import tfq
 from tfq import TfqConfig
-from tfq.temporal import TemporalEmbedding, decode_timesteps, encode_timesteps
+from tfq.temporal import VALUE_SLOT, TemporalEmbedding, decode_timesteps, encode_timesteps
 
 CALIBRATED = (7, 421)
 UNSEEN = 500  # nearest calibrated: 421
@@ -230,7 +230,7 @@ def test_every_way_to_pass_a_timestep(kind):
 @pytest.mark.parametrize("name", ["plain", "cross", "cross_time_act"])
 def test_unseen_timestep_runs_the_kept_block(name):
     converted, unet = calibrated(name)
-    parameters = [*converted.time_embedding.embedding.parameters()]
+    parameters = [*converted.time_embedding.tib.parameters()]
     assert {p.dtype for p in parameters} == {torch.float16}
     expected = float_features(unet, UNSEEN)
     for block, feature in features_of_row(converted, UNSEEN).items():
@@ -242,7 +242,7 @@ def test_unseen_timestep_runs_the_kept_block(name):
 def test_unseen_timestep_takes_the_nearest_range(name):
     converted, unet = calibrated(name)
     embedding = converted.time_embedding
-    ranges = slice(embedding.features_end, embedding.width)
+    ranges = slice(VALUE_SLOT + 1, embedding.ranges_end)
     assert embedding.values.tolist() == list(CALIBRATED)
     assert len(embedding.table[0, ranges]) > 0
     for timestep, nearest in ((UNSEEN, 1), (0, 0), (213, 0), (215, 1), (999.5, 1)):
@@ -319,7 +319,7 @@ def test_temporal_embedding_replaces_and_keeps_the_float_block():
     time_proj, embedding = unet.time_proj, unet.time_embedding
     tfq.convert(unet)
     assert isinstance(unet.time_embedding, TemporalEmbedding)
-    assert unet.time_embedding.time_proj is time_proj
-    assert unet.time_embedding.embedding is embedding
+    assert unet.time_embedding.tib.time_proj is time_proj
+    assert unet.time_embedding.tib.embedding is embedding
     # Without rows nothing was rounded: the block stays float32.
     assert next(embedding.parameters()).dtype is torch.float32

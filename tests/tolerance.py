@@ -8,6 +8,11 @@ MAX_OFF_BY_ONE_SHARE = 1e-4
 # Of a range found in float32: the error of its two ends. Seen: 3 eps.
 QPARAMS_RELATIVE = 8 * torch.finfo(torch.float32).eps
 
+# Of rows of an attention of some thousand tokens. Seen: none to 0.003.
+MAX_DIFFERENT_ATTENTION_ROWS = 0.01
+# Of an attention with normal inputs against the float one, in decibels. Seen: 33.0 and above.
+MIN_ATTENTION_SNR = 30
+
 # Of a tiny converted UNet with random weights against the float one, in decibels. Seen with three
 # seeds each: 29.1 and above in float32, 28.7 in bfloat16; a wrong temporal feature costs 8.
 MIN_UNET_SNR = {torch.float32: 28, torch.bfloat16: 27.5}
@@ -55,6 +60,22 @@ def assert_qparams_close(actual, expected, context=""):
     assert error <= QPARAMS_RELATIVE, f"{context}: scale off by {error:.3g}"
     assert bool(((actual[:, 2] - expected[:, 2]).abs() <= 1).all()), f"{context}: zero-point"
     assert torch.equal(actual[:, 2], actual[:, 2].round().clamp(0, 255)), f"{context}: zero-point"
+
+
+def assert_attention_close(actual, expected, value, context=""):
+    """Outputs (batch, tokens, width) whose softmax weights may differ by a step in a few rows.
+
+    The reference rounds an exact exponential, the kernels one that is off by 1e-7 of itself: a
+    weight next to a rounding boundary comes out one step off, which moves an output by at most two
+    values of the 255 that weigh it.
+    """
+    assert actual.dtype is expected.dtype and actual.shape == expected.shape, context
+    difference = (actual.double() - expected.double()).abs()
+    rows = int((difference > 0).any(dim=2).sum())
+    allowed = 1 + int(MAX_DIFFERENT_ATTENTION_ROWS * difference[..., 0].numel())
+    assert rows <= allowed, f"{context}: {rows} rows differ, at most {allowed} may"
+    bound = 2 * value.abs().max().item() / 255 * (1 + torch.finfo(actual.dtype).eps)
+    assert difference.max() <= bound, f"{context}: off by {difference.max():.3g} > {bound:.3g}"
 
 
 def signal_to_noise(actual, expected):

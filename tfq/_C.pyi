@@ -76,6 +76,10 @@ def geglu_quantize(
     out: int,
     /,
 ) -> None: ...
+def attention_s8(
+    query: int, key: int, value: int, dtype: int, shape: tuple, scale: float, out: int,
+    out_dtype: int, /,
+) -> None: ...
 def temporal_gather(
     table: int, table_rows: int, width: int, rows: int, count: int, out: int, /
 ) -> None: ...

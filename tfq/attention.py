@@ -8,11 +8,12 @@ from diffusers.models.transformers.transformer_2d import (
 )
 from torch.nn import functional as F
 
+from tfq import backends
 from tfq.nn import image_tokens, token_image
 
 
 class AttnProcessor:
-    """INT8 projections; softmax(QK)V in float.
+    """INT8 projections; softmax(QK)V in float or on integers.
 
     The input is normalised (GroupNorm of the attention, or the LayerNorm of the transformer block
     around it) and quantised in one kernel, once for the projections that share it; the output
@@ -22,10 +23,13 @@ class AttnProcessor:
     ----------
     compute_dtype : torch.dtype or None
         Of queries, keys and values; None: the dtype of the hidden states.
+    integer_backend : {"native", "reference"} or None
+        The backend of the dot products on integers; None: they are float. A masked attention always is.
     """
 
-    def __init__(self, compute_dtype=None):
+    def __init__(self, compute_dtype=None, integer_backend=None):
         self.compute_dtype = compute_dtype
+        self.integer_backend = integer_backend
 
     def __call__(
         self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None,
@@ -51,17 +55,14 @@ class AttnProcessor:
 
         dtype = self.compute_dtype or tokens.dtype
         query, key, value = (
-            layer.product(*source, out_dtype=dtype).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+            layer.product(*source, out_dtype=dtype)
             for layer, source in (
                 (attn.to_q, q_input),
                 (attn.to_k, kv_input),
                 (attn.to_v, kv_input),
             )
         )
-        if attention_mask is not None:
-            attention_mask = attention_mask.to(dtype)
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask)
-        mixed = mixed.transpose(1, 2).flatten(2).contiguous()
+        mixed = self._attend(query, key, value, attn.heads, attention_mask)
 
         adds_residual = attn.residual_connection or layer_norm is not None
         out = attn.to_out[0].product(
@@ -72,6 +73,18 @@ class AttnProcessor:
         if is_image:
             out = token_image(out, hidden_states.shape[2:])
         return out if attn.rescale_output_factor == 1 else out / attn.rescale_output_factor
+
+    def _attend(self, query, key, value, heads, attention_mask):
+        """``softmax(QK)V`` of ``(batch, tokens, heads * width)``, of the same shape as `query`."""
+        if self.integer_backend is not None and attention_mask is None:
+            return backends.get(self.integer_backend).attention_s8(query, key, value, heads)
+        query, key, value = (
+            x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value)
+        )
+        if attention_mask is not None:
+            attention_mask = attention_mask.to(query.dtype)
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask)
+        return mixed.transpose(1, 2).flatten(2).contiguous()
 
     @staticmethod
     def _quantize_input(attn, tokens, row, layer_norm):
@@ -152,8 +165,8 @@ def is_standard_feed_forward(ff):
 
 
 def attention_compute_dtype(config, dtype):
-    """Dtype of the dot products of attention: bfloat16 where the CPU multiplies it natively."""
-    if config.attention == "float" or config.backend == "reference":
+    """Dtype of the float dot products of attention: bfloat16 where the CPU multiplies it natively."""
+    if config.attention != "auto" or config.backend == "reference":
         return None
     capabilities = torch.backends.cpu.get_cpu_capability()
     bf16 = "AVX512" in capabilities and torch.ops.mkldnn._is_mkldnn_bf16_supported()

@@ -150,3 +150,37 @@ def record_calls(unet, calibration, scheduler, num_inference_steps, config):
     finally:
         handle.remove()
     return calls
+
+
+def spread_images(calls, count):
+    """About `count` images of recorded calls: some of each call, or one each of evenly spaced ones.
+
+    Parameters
+    ----------
+    calls : list of dict
+        From :func:`record_calls`.
+    count : int
+
+    Returns
+    -------
+    list of dict
+        Calls with fewer images. Which images of a batch is rotated from call to call.
+    """
+    each = max(1, count // len(calls))
+    picked = []
+    for i in range(min(len(calls), count)):
+        call = calls[i * len(calls) // min(len(calls), count)]
+        batch = call["sample"].shape[0]
+        images = torch.arange(i, i + min(each, batch)) % batch
+        picked.append({k: _images(v, images, batch) for k, v in call.items()})
+    return picked
+
+
+def _images(value, images, batch):
+    if isinstance(value, torch.Tensor) and value.dim() and value.shape[0] == batch:
+        return value[images.to(value.device)]
+    if isinstance(value, dict):
+        return {k: _images(v, images, batch) for k, v in value.items()}
+    if isinstance(value, (tuple, list)):
+        return type(value)(_images(v, images, batch) for v in value)
+    return value

@@ -104,7 +104,7 @@ def check_arguments(model, config, scheduler, num_inference_steps, calibration, 
 
 
 def resolve_ranges(model, config, scheduler, calibration):
-    """ "timestep", "static" or "dynamic"; raises if it needs calibration that is not there."""
+    """One of "timestep", "static" and "dynamic"; raises if it needs calibration that is not there."""
     has_data = calibration is not None and not isinstance(calibration, int)
     calibrated = scheduler is not None or has_data
     ranges = config.activation_ranges

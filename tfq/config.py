@@ -89,7 +89,7 @@ class TfqConfig:
     fsc_output_tap: bool = False
     reconstruction: str = "none"
     precision: str = "auto"
-    error_budget: float = 0.05
+    error_budget: float = 0.01
     split_skip: bool = True
     attention: str = "auto"
     backend: str = "native"

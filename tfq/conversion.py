@@ -7,6 +7,7 @@ from tfq.config import TfqConfig
 from tfq.diffusers_quantizer import mark_converted
 from tfq.lowering import Lowering, Undo
 from tfq.plan import plan_layers
+from tfq.reconstruct import reconstruct_blocks
 from tfq.saving import Conversion
 from tfq.shapes import trace_shapes
 from tfq.temporal_modes import (
@@ -17,6 +18,8 @@ from tfq.temporal_modes import (
 )
 from tfq.weights import quantize_weight
 
+# Images of the calibration that the reconstruction runs on, spread over its calls.
+_RECONSTRUCTION_IMAGES = 80
 _TEMPORAL_REASONS = {
     "fold": "folded",
     "cache": "cached in 8 bits",
@@ -26,7 +29,8 @@ _TEMPORAL_REASONS = {
 
 
 def convert(
-    model, config=None, *, scheduler=None, num_inference_steps=None, calibration=None, prompts=None
+    model, config=None, *, scheduler=None, num_inference_steps=None, calibration=None, prompts=None,
+    progress=None, checkpoint=None,
 ):
     """Convert a diffusion UNet to INT8, in place.
 
@@ -45,6 +49,11 @@ def convert(
         or a function that runs the model it is given.
     prompts : list of str, optional
         For pipelines.
+    progress : callable, optional
+        ``progress(done, total, label)`` during the steps that take long.
+    checkpoint : path, optional
+        Folder for the finished layers of ``reconstruction="block"``: an interrupted conversion that is
+        called again with it continues there, with the same result.
 
     Returns
     -------
@@ -68,11 +77,10 @@ def convert(
     checks.check_arguments(model, config, scheduler, num_inference_steps, calibration, prompts)
     kind = checks.resolve_ranges(model, config, scheduler, calibration)
     undo = Undo()
-    source = _Calibration(
-        calibration, scheduler, num_inference_steps or calibrate.DEFAULT_STEPS, config
-    )
+    steps = num_inference_steps or calibrate.DEFAULT_STEPS
+    source = _Calibration(calibration, scheduler, steps, config, progress)
     try:
-        _convert(model, config, source, kind, undo)
+        _convert(model, config, source, kind, checkpoint, undo)
     except BaseException:
         undo.rollback()
         raise
@@ -82,11 +90,12 @@ def convert(
 class _Calibration:
     """The calibration calls, made at most once on the float model."""
 
-    def __init__(self, calibration, scheduler, steps, config):
+    def __init__(self, calibration, scheduler, steps, config, progress):
         self.calibration = calibration
         self.scheduler = scheduler
         self.steps = steps
         self.config = config
+        self.progress = progress
         self.calls = None
 
     def can_run(self, model):
@@ -117,7 +126,7 @@ class _Calibration:
 
 
 @torch.no_grad()
-def _convert(model, config, source, kind, undo):
+def _convert(model, config, source, kind, checkpoint, undo):
     _make_inference_only(model, undo)
     macs, skip_sources = trace_shapes(model)
     plans = plan_layers(model, config, macs, skip_sources)
@@ -127,13 +136,13 @@ def _convert(model, config, source, kind, undo):
             f"({plans[0].reason})"
         )
     if config.precision == "auto" and source.can_run(model):
-        errors = sensitivity.estimate_errors(model, plans, source.record(model), config)
+        calls = source.record(model)
+        errors = sensitivity.estimate_errors(model, plans, calls, config, source.progress)
         sensitivity.refine_plans(plans, errors, config)
-    weights = _quantize_weights(model, plans)
-    float_features = FloatFeatures(model)
+    weight_of = _weight_source(model, plans, config, source, checkpoint)
+    float_features, float_modules = FloatFeatures(model), dict(model.named_modules())
     lowered = Lowering(model, config, plans, undo).run()
-    for name, layer in lowered.layers.items():
-        layer.load_weight(*weights.pop(name))
+    _load_weights(lowered.layers, plans, float_modules, weight_of)
     model.eval()  # the modules that are new
     hook = model.register_forward_pre_hook(checks.CheckInputs(model), with_kwargs=True)
     undo.add(hook.remove)
@@ -141,7 +150,7 @@ def _convert(model, config, source, kind, undo):
     embedding = model.time_embedding
     _mark_temporal_layers(plans, embedding, config)
     _install_rows(model, lowered, config, source, kind)
-    errors = install_features(embedding, float_features, config)
+    errors = install_features(embedding, float_features, config, source.progress)
     for plan in plans:
         if plan.converted:
             plan.ranges = lowered.layers[plan.name].input.ranges
@@ -152,19 +161,51 @@ def _convert(model, config, source, kind, undo):
         embedding.finish(config.drop_tib)
 
 
-def _quantize_weights(model, plans):
-    """Name of each converted layer -> its parts as QuantizedWeight; notes the errors in the plans."""
+def _weight_source(model, plans, config, source, checkpoint):
+    """Function of a LayerPlan -> (parts of its weight as QuantizedWeight, bias or None)."""
+    converted = [plan for plan in plans if plan.converted]
+    if config.reconstruction == "block":
+        return _reconstruct(model, converted, config, source, checkpoint)
     modules = dict(model.named_modules())
-    weights = {}
+
+    def nearest(plan):
+        # Rounded when it is packed, layer by layer: the integers of all layers never exist twice.
+        weight = modules[plan.name].weight.detach()
+        parts = weight.split(plan.sources, dim=1) if plan.sources else (weight,)
+        return [quantize_weight(part, plan.weight_bits) for part in parts], None
+
+    return nearest
+
+
+def _load_weights(layers, plans, modules, weight_of):
     for plan in plans:
         if not plan.converted:
             continue
-        weight = modules[plan.name].weight.detach()
-        parts = weight.split(plan.sources, dim=1) if plan.sources else (weight,)
-        weights[plan.name] = [quantize_weight(part, plan.weight_bits) for part in parts]
-        rounded = torch.cat([part.dequantize() for part in weights[plan.name]], dim=1)
-        plan.weight_error = relative_error(rounded, weight)
-    return weights
+        (parts, bias), layer = weight_of(plan), modules[plan.name]
+        plan.adds_bias = layer.bias is None and bias is not None
+        rounded = torch.cat([part.dequantize() for part in parts], dim=1)
+        plan.weight_error = relative_error(rounded, layer.weight)
+        layers[plan.name].load_weight(*parts, bias=bias)
+
+
+def _reconstruct(model, converted, config, source, checkpoint):
+    calls = calibrate.spread_images(source.record(model), _RECONSTRUCTION_IMAGES)
+    result = reconstruct_blocks(
+        model,
+        {plan.name: plan.weight_bits for plan in converted},
+        calls,
+        activations={plan.name: plan.activations for plan in converted},
+        seed=config.seed,
+        sources={plan.name: plan.sources for plan in converted if plan.sources},
+        progress=source.progress,
+        checkpoint=checkpoint,
+    )
+
+    def reconstructed(plan):
+        weight = result.weights.pop(plan.name)
+        return weight if isinstance(weight, list) else [weight], result.biases[plan.name]
+
+    return reconstructed
 
 
 def _mark_temporal_layers(plans, embedding, config):

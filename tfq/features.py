@@ -120,13 +120,13 @@ class QuantizedTIB(nn.Module):
         """``linear_2`` and the projections."""
         return [self.tib.embedding.linear_2, *self.tib.projections]
 
-    def load(self, weights, ranges):
-        """Fill in the integers of ``linear_2`` and each projection, and their ranges.
+    def load(self, weights, biases, ranges):
+        """Fill in integers and biases of ``linear_2`` and each projection, and their ranges.
 
         ``ranges``: float32 ``(timesteps, 1 + projections, 3)``, qparams of each input.
         """
-        for layer, weight in zip(self.layers, weights, strict=True):
-            layer.load_weight(weight)
+        for layer, weight, bias in zip(self.layers, weights, biases, strict=True):
+            layer.load_weight(weight, bias=bias)
         self.ranges = ranges
         return self
 

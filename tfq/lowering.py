@@ -149,6 +149,8 @@ class Lowering:
             self._fuse_attention(name, module, name in aware)
             self._fuse_transformer(name, module)
         self._install_rows(fused, stripped)
+        hook = self.unet.conv_in.register_forward_pre_hook(_channels_last_input)
+        self.undo.add(hook.remove)
         return self
 
     def _has(self, *names):
@@ -245,7 +247,8 @@ class Lowering:
             if sees_rows:
                 self._reserve_range(attn.to_q)
         dtype = attention.attention_compute_dtype(self.config, self.unet.dtype)
-        self.undo.set_attribute(attn, "processor", attention.AttnProcessor(dtype))
+        integers = self.config.backend if self.config.attention == "int8" else None
+        self.undo.set_attribute(attn, "processor", attention.AttnProcessor(dtype, integers))
 
     def _fuse_transformer(self, name, module):
         if type(module) is float_attention.BasicTransformerBlock:
@@ -303,6 +306,11 @@ class Lowering:
                 temporal.StripRow(width, unet.dtype), with_kwargs=True
             )
             undo.add(hook.remove)
+
+
+def _channels_last_input(conv, args):
+    """Forward pre-hook of the first convolution, which torch sums otherwise in another layout."""
+    return (args[0].contiguous(memory_format=torch.channels_last), *args[1:])
 
 
 def _is_affine_group_norm(norm):

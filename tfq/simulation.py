@@ -6,8 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tfq.geometry import normalize_padding
-from tfq.nn import unsupported_conv
+from tfq.geometry import normalize_padding, unsupported_conv
 from tfq.reference import qparams_from_range
 
 _MAX_UINT8 = 255
@@ -42,11 +41,11 @@ class SimulatedLayer:
     ----------
     layer : torch.nn.Conv2d or torch.nn.Linear
     name : str
-        For errors, and to know a shortcut.
+        For errors.
     activations : {"int8", "float"}
-        int8: inputs have one range per image (Conv2d), token (Linear), or pixel and source (shortcut).
+        int8: inputs have one range per image (Conv2d), token (Linear), or pixel and source.
     sources : tuple of int, optional
-        Channels of each source of the input; each has its own weights and scales.
+        Of a shortcut: channels of each source of the input; each has its own weights and scales.
     """
 
     def __init__(self, layer, name, activations, sources=None):
@@ -58,7 +57,8 @@ class SimulatedLayer:
         if reason:
             raise NotImplementedError(f"reconstruct_blocks: {name} has {reason}")
         channels = layer.weight.shape[1]
-        self.sources = sources or (channels,)
+        self.by_pixel = bool(sources)
+        self.sources = tuple(sources or (channels,))
         if sum(self.sources) != channels:
             raise ValueError(
                 f"reconstruct_blocks: sources of {name} must add up to its {channels} input channels, "
@@ -83,7 +83,7 @@ class SimulatedLayer:
             return x.float()
         if not self.is_conv:
             return fake_quantize(x, (-1,))
-        if self.name.endswith("conv_shortcut"):
+        if self.by_pixel:
             return torch.cat([fake_quantize(p, (1,)) for p in x.split(self.sources, 1)], 1)
         return fake_quantize(x, (1, 2, 3))
 

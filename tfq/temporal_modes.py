@@ -14,7 +14,7 @@ from torch import nn
 from tfq import temporal
 from tfq.features import FeatureCache, QuantizedTIB, SelectedFeatures, fake_quantize
 from tfq.reference import qparams_from_range
-from tfq.tiar import reconstruct_tib
+from tfq.tiar import biases_of, layers_of, reconstruct_tib
 from tfq.weights import quantize_weight
 
 # Modes that need the timesteps before the first call.
@@ -187,7 +187,7 @@ def _squared_errors(actual, exact):
 
 
 def _extremes(x):
-    """qparams of the range of each row of ``(timesteps, width)``."""
+    """Parameters of the range of each row of ``(timesteps, width)``."""
     return qparams_from_range(x.amin(1), x.amax(1))
 
 
@@ -214,17 +214,17 @@ def quantize_tib(tib, values, exact, config, progress=None):
     bits = config.weight_bits
     hidden = torch.cat([tib.hidden(value) for value in values.split(1)])
     if config.reconstruction == "none":
-        layers = [tib.embedding.linear_2, *tib.projections]
-        weights = [quantize_weight(layer.weight, bits) for layer in layers]
+        weights = [quantize_weight(layer.weight, bits) for layer in layers_of(tib)]
+        biases = biases_of(tib)
     else:
-        weights = reconstruct_tib(
+        weights, biases = reconstruct_tib(
             tib, hidden, exact, bits, config.reconstruction_steps, config.seed, progress
         )
     block = QuantizedTIB(
         copy.deepcopy(tib), bits, len(values), config.fsc_output_tap, config.backend
     )
     count = len(block.tib.projections)
-    block.load(weights, torch.zeros(len(values), 1 + count, 3))
+    block.load(weights, biases, torch.zeros(len(values), 1 + count, 3))
     block.ranges[:, 0] = _extremes(hidden)
     index = torch.arange(len(values))
     inputs = _by_timestep(

@@ -40,11 +40,20 @@ def round_by_timestep(x):
     return x + (rounded - x).detach()
 
 
+def layers_of(tib):
+    """``linear_2`` and the projections: what is rounded."""
+    return [tib.embedding.linear_2, *tib.projections]
+
+
+def biases_of(tib):
+    """Their biases, float32 or None."""
+    return [None if layer.bias is None else layer.bias.float() for layer in layers_of(tib)]
+
+
 class _SoftLayer:
     """A linear layer each of whose weights is between two neighbouring grid points, by a sigmoid."""
 
     def __init__(self, layer, start):
-        self.bias = None if layer.bias is None else layer.bias.detach().float()
         self.scale, self.bits = start.scale, start.bits
         weight = layer.weight.detach().float()
         symmetric = self.bits == 8
@@ -75,19 +84,17 @@ class _SoftLayer:
         return QuantizedWeight(q.to(torch.uint8), self.scale, self.zero.to(torch.uint8))
 
 
-def block_outputs(tib, weights, hidden):
+def block_outputs(tib, weights, biases, hidden):
     """Features of the block with other real weights, its inputs quantized by timestep.
 
     Parameters
     ----------
     tib : FloatTIB
-    weights : list of Tensor
-        Float weights of ``linear_2`` and of each projection.
+    weights, biases : list of Tensor
+        Of ``linear_2`` and of each projection, float32; a bias may be None.
     hidden : Tensor
         float32 ``(timesteps, k)``: input of ``linear_2``.
     """
-    layers = [tib.embedding.linear_2, *tib.projections]
-    biases = [None if layer.bias is None else layer.bias.float() for layer in layers]
     embedded = tib.finish_embedding(F.linear(round_by_timestep(hidden), weights[0], biases[0]))
     inputs = tib.projection_inputs(embedded)
     return [
@@ -103,25 +110,20 @@ def block_loss(outputs, exact):
 
 
 def _round_layer(layer, x, target, bits):
-    """The layer's weights rounded so that on `x` it gives `target`, both ``(timesteps, ...)``."""
+    """Integers and bias with which the layer gives `target` on `x`, both ``(timesteps, ...)``."""
     weight = layer.weight.detach().float()
-    y = target if layer.bias is None else target - layer.bias.float()
-    grid = rounding.Grid.of(weight, bits, [weight.shape[1]])
-    best, least = None, torch.inf
+    shape = weight.shape
+    nearest = quantize_weight(weight, bits)
+    best, best_bias = nearest, None if layer.bias is None else layer.bias.detach().float()
+    least = (F.linear(x, nearest.dequantize(), best_bias) - target).pow(2).sum().item()
     for damping in _DAMPINGS:
-        hessian = x.T @ x / len(x)
-        cross = y.T @ x / len(x)
-        strength = damping * hessian.diagonal().mean()
-        factor = rounding.damped_factor(hessian, damping)
-        wanted = rounding.corrected_weight(weight, hessian, cross + strength * weight, factor)
-        levels = rounding.round_columns(wanted, hessian, grid)
-        loss = (x @ grid.values(levels).T - y).pow(2).sum().item()
+        moments = rounding.InputMoments(shape[1], shape[0], x.device)
+        moments.add(x, target)
+        grid, levels, bias = rounding.round_weight(weight, moments, bits, [shape[1]], damping)
+        loss = (F.linear(x, grid.values(levels), bias) - target).pow(2).sum().item()
         if loss < least:
-            best, least = levels, loss
-    nearest = grid.nearest(weight)
-    if best is None or (x @ grid.values(nearest).T - y).pow(2).sum().item() <= least:
-        best = nearest
-    return grid.integers(best, weight.shape)[0]
+            best, best_bias, least = grid.integers(levels, shape)[0], bias, loss
+    return best, best_bias
 
 
 def closed_form(tib, hidden, exact, bits):
@@ -130,21 +132,22 @@ def closed_form(tib, hidden, exact, bits):
     bias = None if linear_2.bias is None else linear_2.bias.float()
     target = F.linear(hidden, linear_2.weight.float(), bias)
     x = round_by_timestep(hidden)
-    weights = [_round_layer(linear_2, x, target, bits)]
-    embedded = tib.finish_embedding(F.linear(x, weights[0].dequantize(), bias))
+    solved = [_round_layer(linear_2, x, target, bits)]
+    embedded = tib.finish_embedding(F.linear(x, solved[0][0].dequantize(), solved[0][1]))
     inputs = tib.projection_inputs(embedded)
     for layer, x, feature in zip(tib.projections, inputs, exact, strict=True):
-        weights.append(_round_layer(layer, round_by_timestep(x), feature, bits))
-    return weights
+        solved.append(_round_layer(layer, round_by_timestep(x), feature, bits))
+    return tuple(map(list, zip(*solved, strict=True)))
 
 
 def adaround(tib, hidden, exact, start, steps, seed, progress=None):
     """The released recipe from a rounding `start`; returns the least loss among those measured."""
     layers = [
         _SoftLayer(layer, weight)
-        for layer, weight in zip([tib.embedding.linear_2, *tib.projections], start, strict=True)
+        for layer, weight in zip(layers_of(tib), start, strict=True)
     ]
-    best, least, stale = start, _rounded_loss(tib, hidden, exact, start), 0
+    biases = biases_of(tib)
+    best, least, stale = start, rounded_loss(tib, hidden, exact, start, biases), 0
     optimizer = torch.optim.Adam([layer.alpha for layer in layers], lr=_LEARNING_RATE)
     generator = torch.Generator().manual_seed(seed)
     for step in range(steps):
@@ -154,7 +157,7 @@ def adaround(tib, hidden, exact, start, steps, seed, progress=None):
             weights = [
                 layer.real(layer.floor + choice) for layer, choice in zip(layers, choices, strict=True)
             ]
-            loss = block_loss(block_outputs(tib, weights, hidden[picked]), [e[picked] for e in exact])
+            loss = block_loss(block_outputs(tib, weights, biases, hidden[picked]), [e[picked] for e in exact])
             progress_of_rounding = (step / steps - _WARMUP) / (1 - _WARMUP)
             if progress_of_rounding >= 0:
                 first, last = _EXPONENTS
@@ -172,7 +175,7 @@ def adaround(tib, hidden, exact, start, steps, seed, progress=None):
             progress(step + 1, steps, "temporal block")
         if (step + 1) % _MEASURE_EVERY == 0:
             rounded = [layer.rounded() for layer in layers]
-            measured = _rounded_loss(tib, hidden, exact, rounded)
+            measured = rounded_loss(tib, hidden, exact, rounded, biases)
             stale += 1
             if measured < least:
                 best, least, stale = rounded, measured, 0
@@ -181,13 +184,14 @@ def adaround(tib, hidden, exact, start, steps, seed, progress=None):
     return best
 
 
-def _rounded_loss(tib, hidden, exact, weights):
-    outputs = block_outputs(tib, [weight.dequantize() for weight in weights], hidden)
+def rounded_loss(tib, hidden, exact, weights, biases):
+    """:func:`block_loss` of integer weights, a list of QuantizedWeight."""
+    outputs = block_outputs(tib, [weight.dequantize() for weight in weights], biases, hidden)
     return block_loss(outputs, exact).item()
 
 
 def reconstruct_tib(tib, hidden, exact, bits, steps=None, seed=0, progress=None):
-    """Rounded weights of ``linear_2`` and of each projection.
+    """Rounded weights and biases of ``linear_2`` and of each projection.
 
     Parameters
     ----------
@@ -206,15 +210,16 @@ def reconstruct_tib(tib, hidden, exact, bits, steps=None, seed=0, progress=None)
 
     Returns
     -------
-    list of QuantizedWeight
+    weights : list of QuantizedWeight
+    biases : list of (Tensor or None)
+        float32.
 
     Raises
     ------
     ValueError
         If the loss is not finite.
     """
-    nearest = [quantize_weight(m.weight, bits) for m in [tib.embedding.linear_2, *tib.projections]]
-    if steps:
-        return adaround(tib, hidden, exact, nearest, steps, seed, progress)
-    solved = closed_form(tib, hidden, exact, bits)
-    return min(solved, nearest, key=lambda weights: _rounded_loss(tib, hidden, exact, weights))
+    if not steps:
+        return closed_form(tib, hidden, exact, bits)
+    nearest = [quantize_weight(layer.weight, bits) for layer in layers_of(tib)]
+    return adaround(tib, hidden, exact, nearest, steps, seed, progress), biases_of(tib)

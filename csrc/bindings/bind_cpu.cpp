@@ -4,6 +4,7 @@
 // groups).
 #include "bindings/args.h"
 #include "bindings/bindings.h"
+#include "cpu/attention_s8/attention_s8.h"
 #include "cpu/conv2d_s8/conv2d_s8.h"
 #include "cpu/dequantize_weight/dequantize_weight.h"
 #include "cpu/gemm_s8/gemm_s8.h"
@@ -166,6 +167,34 @@ void geglu_quantize(Address x, int32_t x_dtype, int64_t rows, int64_t channels,
   cpu::geglu_quantize(args);
 }
 
+void attention_s8(Address query, Address key, Address value, int32_t dtype, const py::tuple& shape,
+                  float scale, Address out, int32_t out_dtype) {
+  TFQ_CHECK(shape.size() == 5, "attention_s8: shape must have 5 entries, got ", shape.size());
+  int64_t v[5];
+  for (size_t i = 0; i < 5; ++i) v[i] = shape[i].cast<int64_t>();
+  check_sizes("attention_s8", {v[0], v[1], v[2], v[3], v[4]});
+  check_depth("attention_s8", v[2], "kv_tokens");
+  check_depth("attention_s8", v[4], "head_size");
+  TFQ_CHECK(v[2] > 0 && v[4] > 0, "attention_s8: kv_tokens and head_size must be positive, got ",
+            v[2], " and ", v[4]);
+  const AttentionArgs args{pointer<const void>(query),
+                           pointer<const void>(key),
+                           pointer<const void>(value),
+                           dtype_of(py::int_(dtype)),
+                           v[0],
+                           v[1],
+                           v[2],
+                           v[3],
+                           v[4],
+                           scale,
+                           pointer<void>(out),
+                           dtype_of(py::int_(out_dtype))};
+  TFQ_CHECK(args.dtype != DType::kUInt8 && args.out_dtype != DType::kUInt8,
+            "attention_s8: dtypes must be float32 or bfloat16");
+  py::gil_scoped_release release;
+  cpu::attention_s8(args);
+}
+
 void temporal_gather(Address table, int64_t table_rows, int64_t width, Address rows, int64_t count,
                      Address out) {
   check_sizes("temporal_gather", {table_rows, width, count});
@@ -247,6 +276,7 @@ void bind_cpu(py::module_& module) {
   module.def("group_norm_silu_quantize", group_norm_silu_quantize);
   module.def("layer_norm_quantize", layer_norm_quantize);
   module.def("geglu_quantize", geglu_quantize);
+  module.def("attention_s8", attention_s8);
   module.def("temporal_gather", temporal_gather);
   module.def("temporal_gather_dequantize", temporal_gather_dequantize);
   module.def("pack_weight", pack_weight);

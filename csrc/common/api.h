@@ -141,6 +141,19 @@ struct GegluArgs {
   uint8_t* out;            // (rows, channels)
 };
 
+// softmax(query * key^T * scale) * value for each batch and head, in integers; docs/numerics.md has
+// the formula. A row of the tensors holds `heads` heads of `head_size` channels.
+struct AttentionArgs {
+  const void* query;  // (batch, tokens, heads * head_size)
+  const void* key;    // (batch, kv_tokens, heads * head_size)
+  const void* value;  // (batch, kv_tokens, heads * head_size)
+  DType dtype;        // of the three: float32 or bfloat16
+  int64_t batch, tokens, kv_tokens, heads, head_size;
+  float scale;
+  void* out;  // (batch, tokens, heads * head_size)
+  DType out_dtype;
+};
+
 // out[i] = table[rows[i]].
 struct TemporalGatherArgs {
   const float* table;  // (table_rows, width)

@@ -35,15 +35,22 @@ static inline uint8_t quantize_value(float x, float r, float z) {
   return static_cast<uint8_t>(static_cast<int32_t>(std::nearbyint(v)) + static_cast<int32_t>(z));
 }
 
+// A scale that stands for 0 (1 then) or would be subnormal, corrected.
+static inline float normal_scale(float s) {
+  constexpr float kSmallestNormal = 1.17549435e-38f;
+  if (s == 0.0f) return 1.0f;
+  return s < kSmallestNormal ? kSmallestNormal : s;
+}
+
+// Scale of int8 in [-127, 127] for values up to `magnitude`.
+static inline float symmetric_scale(float magnitude) { return normal_scale(magnitude / 127.0f); }
+
 // Parameters that cover [low, high] and 0: s = (high - low) / 255 (1 for an all-zero group),
 // z = clamp(rne(-low * (1/s)), 0, 255). Writes (s, 1/s, z).
 static inline void qparams_from_range(float low, float high, float* qparams) {
   low = low < 0.0f ? low : 0.0f;
   high = high > 0.0f ? high : 0.0f;
-  constexpr float kSmallestNormal = 1.17549435e-38f;
-  float s = high / 255.0f - low / 255.0f;
-  if (s == 0.0f) s = 1.0f;
-  if (s < kSmallestNormal) s = kSmallestNormal;
+  const float s = normal_scale(high / 255.0f - low / 255.0f);
   const float r = 1.0f / s;
   float z = std::nearbyint(-low * r);
   if (!(z > 0.0f)) z = 0.0f;

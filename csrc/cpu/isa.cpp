@@ -92,4 +92,13 @@ void set_max_level(Level level) {
   active().store(static_cast<int>(level), std::memory_order_relaxed);
 }
 
+int64_t l2_bytes() {
+  constexpr int64_t kFallback = 1 << 20;
+  static const int64_t bytes = [] {
+    const long size = sysconf(_SC_LEVEL2_CACHE_SIZE);
+    return size > 0 ? static_cast<int64_t>(size) : kFallback;
+  }();
+  return bytes;
+}
+
 }  // namespace tfq::cpu

@@ -1,6 +1,8 @@
-// Instruction-set levels of the CPU kernels. isa.cpp is compiled without any instruction-set flag.
+// What the CPU is: instruction-set levels of the kernels, cache size. isa.cpp is compiled without
+// any instruction-set flag.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <vector>
 
@@ -22,5 +24,8 @@ Level detected_level();
 // set_max_level.
 Level active_level();
 void set_max_level(Level level);
+
+// Size of the second-level cache of a core.
+int64_t l2_bytes();
 
 }  // namespace tfq::cpu

@@ -66,6 +66,9 @@ const layer_norm_kernel& select_layer_norm(Level level) {
   return select<layer_norm_kernel>("layer_norm", level);
 }
 const geglu_kernel& select_geglu(Level level) { return select<geglu_kernel>("geglu", level); }
+const attention_s8_kernel& select_attention_s8(Level level) {
+  return select<attention_s8_kernel>("attention_s8", level);
+}
 const temporal_gather_kernel& select_temporal_gather(Level level) {
   return select<temporal_gather_kernel>("temporal_gather", level);
 }

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "cpu/attention_s8/attention_s8.h"
 #include "cpu/dequantize_weight/dequantize_weight.h"
 #include "cpu/epilogue/epilogue.h"
 #include "cpu/expand_s4/expand_s4.h"
@@ -33,6 +34,7 @@ const quantize_kernel& select_quantize(Level level);
 const group_norm_kernel& select_group_norm(Level level);
 const layer_norm_kernel& select_layer_norm(Level level);
 const geglu_kernel& select_geglu(Level level);
+const attention_s8_kernel& select_attention_s8(Level level);
 const temporal_gather_kernel& select_temporal_gather(Level level);
 
 }  // namespace tfq::cpu

@@ -23,6 +23,9 @@ struct VectorAvx2 {
     const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(x));
     return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
   }
+  static Float load(const int32_t* x) {
+    return _mm256_cvtepi32_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(x)));
+  }
   static Float load_first(const float* x, int64_t count) {
     return load_f32x8(x, DType::kFloat32, 0, count);
   }
@@ -55,6 +58,7 @@ struct VectorAvx2 {
   static Float add(Float a, Float b) { return _mm256_add_ps(a, b); }
   static Float sub(Float a, Float b) { return _mm256_sub_ps(a, b); }
   static Float mul(Float a, Float b) { return _mm256_mul_ps(a, b); }
+  static Float div(Float a, Float b) { return _mm256_div_ps(a, b); }
   static Float fma(Float a, Float b, Float c) { return _mm256_fmadd_ps(a, b, c); }
   static Float min(Float a, Float b) { return _mm256_min_ps(a, b); }
   static Float max(Float a, Float b) { return _mm256_max_ps(a, b); }
@@ -66,6 +70,22 @@ struct VectorAvx2 {
   static Float times_power_of_two(Float x, Float n) {
     const __m256i exponent = _mm256_slli_epi32(_mm256_castps_si256(n), 23);
     return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x), exponent));
+  }
+
+  static void store_rounded(const Float (&x)[2], uint8_t* out) {
+    const __m256i words = _mm256_packs_epi32(_mm256_cvtps_epi32(x[0]), _mm256_cvtps_epi32(x[1]));
+    const __m256i bytes = _mm256_packus_epi16(words, words);
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 0, 0, 0, 0);
+    const __m256i low = _mm256_permutevar8x32_epi32(bytes, order);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm256_castsi256_si128(low));
+  }
+  static int64_t sum(const uint8_t* x, int64_t n) {
+    __m128i sums_i64x2 = _mm_setzero_si128();
+    for (int64_t i = 0; i < n; i += 16) {
+      const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(x + i));
+      sums_i64x2 = _mm_add_epi64(sums_i64x2, _mm_sad_epu8(bytes, _mm_setzero_si128()));
+    }
+    return _mm_cvtsi128_si64(sums_i64x2) + _mm_extract_epi64(sums_i64x2, 1);
   }
 
   // Without a clamp at -z, as in vector_avx512.h.

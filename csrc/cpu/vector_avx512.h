@@ -3,14 +3,16 @@
 // own name, so that they cannot differ between levels and no instantiation is shared between them.
 // Every function works lane by lane; nothing here depends on the number of lanes.
 //
-//   load                                      float32; bfloat16 and integers of 8 bits become it
-//   store                                     as float32, or rounded to bfloat16
+//   load                                      float32; bfloat16 and integers of 8 bits become it,
+//   int32 is rounded store                                     as float32, or rounded to bfloat16
 //   load_first, store_first, quantize_first   `count` lanes of memory, all when count >= kWidth;
 //                                             the other lanes load as 0
 //   keep_first(x, count)                      the other lanes become 0
 //   min(a, b), max(a, b)                      b when either is NaN
 //   select_negative(sign, a, b)               a where the sign bit of `sign` is set, else b
 //   times_power_of_two(x, n)                  adds n's low 9 bits to the exponent of x
+//   store_rounded                             16 floats as uint8: rne, clamped, NaN becomes 0
+//   sum(x, n)                                 of uint8, n a multiple of 16
 //   quantize                                  quantize_value of common/quant.h on four vectors
 #pragma once
 
@@ -36,6 +38,7 @@ struct VectorAvx512 {
     const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(x));
     return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
   }
+  static Float load(const int32_t* x) { return _mm512_cvtepi32_ps(_mm512_loadu_si512(x)); }
   static Float load_first(const float* x, int64_t count) {
     return load_f32x16(x, DType::kFloat32, 0, lane_mask(count));
   }
@@ -62,6 +65,7 @@ struct VectorAvx512 {
   static Float add(Float a, Float b) { return _mm512_add_ps(a, b); }
   static Float sub(Float a, Float b) { return _mm512_sub_ps(a, b); }
   static Float mul(Float a, Float b) { return _mm512_mul_ps(a, b); }
+  static Float div(Float a, Float b) { return _mm512_div_ps(a, b); }
   static Float fma(Float a, Float b, Float c) { return _mm512_fmadd_ps(a, b, c); }
   static Float min(Float a, Float b) { return _mm512_min_ps(a, b); }
   static Float max(Float a, Float b) { return _mm512_max_ps(a, b); }
@@ -73,6 +77,20 @@ struct VectorAvx512 {
   static Float times_power_of_two(Float x, Float n) {
     const __m512i exponent = _mm512_slli_epi32(_mm512_castps_si512(n), 23);
     return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(x), exponent));
+  }
+
+  static void store_rounded(const Float (&x)[1], uint8_t* out) {
+    const __m512i q = _mm512_max_epi32(_mm512_cvtps_epi32(x[0]), _mm512_setzero_si512());
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm512_cvtusepi32_epi8(q));
+  }
+  static int64_t sum(const uint8_t* x, int64_t n) {
+    __m512i sums_i64x8 = _mm512_setzero_si512();
+    for (int64_t i = 0; i < n; i += 16) {
+      const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(x + i));
+      const __m128i pair = _mm_sad_epu8(bytes, _mm_setzero_si128());
+      sums_i64x8 = _mm512_add_epi64(sums_i64x8, _mm512_zextsi128_si512(pair));
+    }
+    return _mm512_reduce_add_epi64(sums_i64x8);
   }
 
   // Values below -z need no clamp: the packs saturate (a conversion out of range gives the smallest

@@ -20,6 +20,11 @@ struct VectorScalar {
   static Float load(const uint16_t* x) { return bf16_to_float(*x); }
   static Float load(const uint8_t* x) { return static_cast<float>(*x); }
   static Float load(const int8_t* x) { return static_cast<float>(*x); }
+  static Float load(const int32_t* x) {
+    int32_t value;  // copied: a float may be stored in its place
+    std::memcpy(&value, x, sizeof value);
+    return static_cast<float>(value);
+  }
   static Float load_first(const float* x, int64_t) { return load(x); }
   static Float load_first(const uint16_t* x, int64_t) { return load(x); }
   static Float load_first(const uint8_t* x, int64_t) { return load(x); }
@@ -32,6 +37,7 @@ struct VectorScalar {
   static Float add(Float a, Float b) { return a + b; }
   static Float sub(Float a, Float b) { return a - b; }
   static Float mul(Float a, Float b) { return a * b; }
+  static Float div(Float a, Float b) { return a / b; }
   static Float fma(Float a, Float b, Float c) { return std::fma(a, b, c); }
   static Float min(Float a, Float b) { return a < b ? a : b; }
   static Float max(Float a, Float b) { return a > b ? a : b; }
@@ -45,6 +51,15 @@ struct VectorScalar {
     x_bits += n_bits << 23;
     std::memcpy(&x, &x_bits, sizeof x);
     return x;
+  }
+
+  static void store_rounded(const Float (&x)[16], uint8_t* out) {
+    for (int i = 0; i < 16; ++i) out[i] = quantize_value(x[i], 1.0f, 0.0f);
+  }
+  static int64_t sum(const uint8_t* x, int64_t n) {
+    int64_t total = 0;
+    for (int64_t i = 0; i < n; ++i) total += x[i];
+    return total;
   }
 
   static void quantize(const Float (&x)[4], Float r, Float z, uint8_t* out) {

@@ -26,6 +26,7 @@ from tfq.ops.activations import (
     quantize,
     temporal_gather,
 )
+from tfq.ops.attention import attention_s8
 from tfq.ops.products import conv2d_s8, gemm_s8
 from tfq.ops.weights import (
     dequantize_weight,
@@ -36,6 +37,7 @@ from tfq.ops.weights import (
 )
 
 __all__ = [
+    "attention_s8",
     "conv2d_s8",
     "dequantize_weight",
     "geglu_quantize",

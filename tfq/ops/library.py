@@ -10,7 +10,7 @@ Eager calls of :mod:`tfq.ops` do not come here: the dispatcher costs microsecond
 import torch
 
 from tfq.geometry import conv_output_size
-from tfq.ops import activations, products, weights
+from tfq.ops import activations, attention, products, weights
 from tfq.ops._checks import TENSOR_TYPES, refuse_grad
 
 _GROUP_NORM = "Tensor x, int num_groups, Tensor weight, Tensor bias, float eps=1e-05, *"
@@ -38,6 +38,9 @@ SCHEMAS = {
     "geglu_quantize": "(Tensor x) -> (Tensor q, Tensor qparams)",
     "geglu_quantize.static": "(Tensor x, *, Tensor qparams) -> Tensor",
     "temporal_gather": "(Tensor table, Tensor rows, *, Tensor? qparams=None, Tensor? offsets=None) -> Tensor",
+    "attention_s8":
+        "(Tensor query, Tensor key, Tensor value, int heads, *, float? scale=None, "
+        "ScalarType? out_dtype=None) -> Tensor",
     "dequantize_weight":
         "(Tensor packed, Tensor scale, SymInt[] shape, *, Tensor? zero_point=None, "
         "ScalarType dtype=float) -> Tensor",
@@ -94,6 +97,10 @@ def _fake_temporal_gather(table, rows, *, qparams=None, offsets=None):
     return table.new_empty((rows.shape[0], table.shape[1]), dtype=torch.float32)
 
 
+def _fake_attention_s8(query, key, value, heads, *, scale=None, out_dtype=None):
+    return query.new_empty(query.shape, dtype=query.dtype if out_dtype is None else out_dtype)
+
+
 def _fake_dequantize_weight(packed, scale, shape, *, zero_point=None, dtype=torch.float32):
     return _image(packed, shape, dtype) if len(shape) == 4 else packed.new_empty(shape, dtype=dtype)
 
@@ -121,6 +128,7 @@ _OPERATIONS = {
     "layer_norm_quantize": (activations.layer_norm_quantize, _fake_layer_norm_quantize),
     "geglu_quantize": (activations.geglu_quantize, _fake_geglu_quantize),
     "temporal_gather": (activations.temporal_gather, _fake_temporal_gather),
+    "attention_s8": (attention.attention_s8, _fake_attention_s8),
     "dequantize_weight": (weights.dequantize_weight, _fake_dequantize_weight),
     "gemm_s8": (products.gemm_s8, _fake_gemm_s8),
     "conv2d_s8": (products.conv2d_s8, _fake_conv2d_s8),

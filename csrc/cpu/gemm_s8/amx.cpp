@@ -21,6 +21,7 @@ constexpr int64_t kRows = 2 * kTileRows;
 constexpr int64_t kColumns = 2 * kPanelColumns;
 constexpr int64_t kAccBytes = kColumns * static_cast<int64_t>(sizeof(int32_t));
 constexpr int64_t kTileBytes = 64;
+constexpr int64_t kTileQuads = kBlockK / kQuad;
 
 // Memory operand of LDTILECFG, palette 1: eight tiles of 16 rows x 64 bytes.
 struct alignas(64) TileConfig {
@@ -49,7 +50,7 @@ void block_32x32(const GemmBlock& p) {
   const uint8_t* a1 = p.a + kTileRows * p.lda;
   const int8_t* b0 = p.b;
   const int8_t* b1 = p.b + p.panel_bytes;
-  for (int64_t i = 0; i < p.k_blocks; ++i) {
+  for (int64_t i = 0; i < p.quads; i += kTileQuads) {
     _tile_loadd(6, b0, kTileBytes);
     _tile_loadd(4, a0, p.lda);
     _tile_dpbusd(0, 4, 6);
@@ -75,7 +76,7 @@ void block_16x32(const GemmBlock& p) {
   const uint8_t* a = p.a;
   const int8_t* b0 = p.b;
   const int8_t* b1 = p.b + p.panel_bytes;
-  for (int64_t i = 0; i < p.k_blocks; ++i) {
+  for (int64_t i = 0; i < p.quads; i += kTileQuads) {
     _tile_loadd(4, a, p.lda);
     _tile_loadd(6, b0, kTileBytes);
     _tile_dpbusd(0, 4, 6);
@@ -95,7 +96,7 @@ void block_32x16(const GemmBlock& p) {
   const uint8_t* a0 = p.a;
   const uint8_t* a1 = p.a + kTileRows * p.lda;
   const int8_t* b = p.b;
-  for (int64_t i = 0; i < p.k_blocks; ++i) {
+  for (int64_t i = 0; i < p.quads; i += kTileQuads) {
     _tile_loadd(6, b, kTileBytes);
     _tile_loadd(4, a0, p.lda);
     _tile_dpbusd(0, 4, 6);
@@ -113,7 +114,7 @@ void block_16x16(const GemmBlock& p) {
   _tile_zero(0);
   const uint8_t* a = p.a;
   const int8_t* b = p.b;
-  for (int64_t i = 0; i < p.k_blocks; ++i) {
+  for (int64_t i = 0; i < p.quads; i += kTileQuads) {
     _tile_loadd(4, a, p.lda);
     _tile_loadd(6, b, kTileBytes);
     _tile_dpbusd(0, 4, 6);
@@ -135,6 +136,7 @@ void block(const GemmBlock& p) {
 }  // namespace
 
 extern const gemm_s8_kernel gemm_s8_32x32_amx;
-const gemm_s8_kernel gemm_s8_32x32_amx = {kRows, kColumns, kTileRows, begin, end, block};
+const gemm_s8_kernel gemm_s8_32x32_amx = {kRows, kColumns, kTileRows, kBlockK,
+                                          begin, end,      block,     block};
 
 }  // namespace tfq::cpu

@@ -34,8 +34,7 @@ void block_of(const GemmBlock& p) {
 
   const uint8_t* a = p.a;
   const int8_t* b = p.b;
-  const int64_t quads = p.k_blocks * (kBlockK / kQuad);
-  for (int64_t quad = 0; quad < quads; ++quad) {
+  for (int64_t quad = 0; quad < p.quads; ++quad) {
     __m512i b_s8x64[Panels];
 #pragma GCC unroll 8
     for (int j = 0; j < Panels; ++j) b_s8x64[j] = _mm512_loadu_si512(b + j * p.panel_bytes);
@@ -74,7 +73,7 @@ void block(const GemmBlock& p) { kByRows[p.rows - 1][p.panels - 1](p); }
 }  // namespace
 
 extern const gemm_s8_kernel gemm_s8_6x64_avx512vnni;
-const gemm_s8_kernel gemm_s8_6x64_avx512vnni = {kRows, kPanels * kPanelColumns, 1, nullptr, nullptr,
-                                                block};
+const gemm_s8_kernel gemm_s8_6x64_avx512vnni = {
+    kRows, kPanels * kPanelColumns, 1, kQuad, nullptr, nullptr, block, block};
 
 }  // namespace tfq::cpu

@@ -7,26 +7,28 @@ namespace tfq::cpu {
 
 // One block of sums: acc[i][j] = sum over k of a[i][k] * b[j][k].
 struct GemmBlock {
-  const uint8_t* a;     // rows x (64 * k_blocks) bytes
+  const uint8_t* a;     // rows x (4 * quads) bytes
   int64_t lda;          // bytes between rows
   int64_t rows;         // 1 .. kernel.rows
   const int8_t* b;      // first packed panel
   int64_t panel_bytes;  // bytes between panels
   int64_t panels;       // 1 .. kernel.columns / 16
-  int64_t k_blocks;     // blocks of 64 values of k
+  int64_t quads;        // quads of k: 4 * quads is a multiple of kernel.k_step
   int32_t* acc;         // (kernel.rows, kernel.columns), 64-byte aligned
 };
 
 struct gemm_s8_kernel {
   int64_t rows, columns;  // largest block; acc rows are `columns` int32 apart
   int64_t row_step;       // `a` may be read up to the next multiple of row_step rows
+  int64_t k_step;         // a divisor of 64
   void (*begin)();        // before and after the blocks one thread computes; may be null
   void (*end)();
   void (*block)(const GemmBlock&);
+  void (*block_s4)(const GemmBlock&);  // the same where b is known to lie in [-15, 15]
 };
 
-// Reads out[i], for i in [0, rows), the row_first + i-th row of the left operand, 64 * k_blocks
-// bytes each, into `out`.
+// Reads out[i], for i in [0, rows), the row_first + i-th row of the left operand, padded
+// to a multiple of 64 bytes, into `out`.
 struct RowSource {
   const uint8_t*
       direct;  // when not null: rows are `direct + row * stride`, readable without a copy

@@ -11,7 +11,7 @@ void block(const GemmBlock& p) {
   for (int64_t i = 0; i < p.rows; ++i) {
     int32_t* acc = p.acc + i * kPanelColumns;
     for (int64_t j = 0; j < kPanelColumns; ++j) acc[j] = 0;
-    for (int64_t quad = 0; quad < p.k_blocks * (kBlockK / kQuad); ++quad) {
+    for (int64_t quad = 0; quad < p.quads; ++quad) {
       const uint8_t* a = p.a + i * p.lda + quad * kQuad;
       const int8_t* b = p.b + quad * kPanelColumns * kQuad;
       for (int64_t j = 0; j < kPanelColumns; ++j)
@@ -23,6 +23,7 @@ void block(const GemmBlock& p) {
 }  // namespace
 
 extern const gemm_s8_kernel gemm_s8_4x16_scalar;
-const gemm_s8_kernel gemm_s8_4x16_scalar = {kRows, kPanelColumns, 1, nullptr, nullptr, block};
+const gemm_s8_kernel gemm_s8_4x16_scalar = {kRows,   kPanelColumns, 1,     kQuad,
+                                            nullptr, nullptr,       block, block};
 
 }  // namespace tfq::cpu
