@@ -128,8 +128,7 @@ class TfqQuantizer(DiffusersQuantizer):
                 f"from_pretrained: {param_name} must be {expected.dtype}, got {value.dtype} in the "
                 f"weight file"
             )
-        # A copy: files are mapped, without alignment, and may be overwritten while the model lives.
-        copy = torch.empty_like(expected, device=target_device).copy_(value)
+        copy = _own(value, device=target_device, dtype=expected.dtype)
         if is_parameter:
             module._parameters[name] = nn.Parameter(copy, requires_grad=False)
         else:
@@ -141,6 +140,8 @@ class TfqQuantizer(DiffusersQuantizer):
             from tfq.conversion import convert
 
             convert(model, self.quantization_config)
+            for parameter in model.parameters():
+                parameter.data = _own(parameter)
             self.quantization_config, self.pre_quantized = model._tfq_conversion, True
             return
         conversion = self.quantization_config
@@ -173,6 +174,15 @@ class TfqQuantizer(DiffusersQuantizer):
         raise NotImplementedError(
             "dequantize: a converted model has no float weights; load the float checkpoint"
         )
+
+
+def _own(tensor, **options):
+    """Copy of a tensor read from a file.
+
+    Files are mapped: they may be overwritten while the model lives, and tensors in them are not
+    aligned, which changes the last bits of torch's float products.
+    """
+    return torch.empty_like(tensor, **options).copy_(tensor)
 
 
 def mark_converted(model, conversion, undo):
