@@ -387,7 +387,7 @@ def test_failure_after_any_change(name, monkeypatch):
         ("calibrate", "run_calibration"),
         ("ranges", "install_ranges"),
         ("conversion", "install_features"),
-        ("conversion", "Conversion"),
+        ("conversion", "mark_converted"),
     ],
 )
 def test_failure_in_any_stage(module, name, monkeypatch):

@@ -107,9 +107,13 @@ class _Calibration:
     def record(self, model):
         """Arguments of each call of the float model (kept: a generator can be run through once)."""
         if self.calls is None:
-            self.calls = calibrate.record_calls(
-                model, self.calibration, self.scheduler, self.steps, self.config
-            )
+            hook = model.register_forward_pre_hook(checks.CheckInputs(model), with_kwargs=True)
+            try:
+                self.calls = calibrate.record_calls(
+                    model, self.calibration, self.scheduler, self.steps, self.config
+                )
+            finally:
+                hook.remove()
             if not self.calls:
                 raise ValueError("convert: calibration made no call of the UNet")
         return self.calls

@@ -8,6 +8,7 @@ and their own v is enough to rank them: no call of the model per layer. (Random 
 Hutchinson's trace estimator.)
 """
 
+import contextlib
 import dataclasses
 import math
 
@@ -21,6 +22,7 @@ from tfq.weights import round_to_grid, weight_grid
 
 # Images (each at its own timestep) the estimate is averaged over.
 SAMPLES = 12
+_CHECKPOINTING_ATTRIBUTES = ("gradient_checkpointing", "_gradient_checkpointing_func")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,34 +135,58 @@ def estimate_errors(unet, plans, calls, config, progress=None):
             layer = modules[plan.name]
             probes[plan.name] = _Probe(layer, plan, ladder)
     handles = [probe.layer.register_forward_hook(probe) for probe in probes.values()]
-    checkpointing = unet.is_gradient_checkpointing
-    if not checkpointing:
-        unet.enable_gradient_checkpointing()
     generator = torch.Generator().manual_seed(config.seed)
     samples = spread_images(calls, SAMPLES)
     try:
-        for done, call in enumerate(samples):
-            for probe in probes.values():
-                probe.start()
-            with torch.enable_grad():
-                call = {**call, "sample": call["sample"].detach().clone().requires_grad_(True)}
-                output = unet(**{**call, "return_dict": False})[0].float()
-                signs = torch.randint(0, 2, output.shape, generator=generator) * 2 - 1
-                (output * signs.to(output.device)).sum().backward()
-            norm = output.detach().square().sum().item()
-            for probe in probes.values():
-                probe.stop(norm or 1.0)
-            if progress is not None:
-                progress(done + 1, len(samples), "sensitivity")
+        with _checkpointing(unet):
+            for done, call in enumerate(samples):
+                for probe in probes.values():
+                    probe.start()
+                with torch.enable_grad():
+                    output = unet(**{**_with_gradients(call), "return_dict": False})[0].float()
+                    signs = torch.randint(0, 2, output.shape, generator=generator) * 2 - 1
+                    (output * signs.to(output.device)).sum().backward()
+                norm = output.detach().square().sum().item()
+                for probe in probes.values():
+                    probe.stop(norm or 1.0)
+                if progress is not None:
+                    progress(done + 1, len(samples), "sensitivity")
     finally:
         for handle in handles:
             handle.remove()
-        if not checkpointing:
-            unet.disable_gradient_checkpointing()
     return {
         name: [math.sqrt(square / len(samples)) for square in probe.squares]
         for name, probe in probes.items()
     }
+
+
+@contextlib.contextmanager
+def _checkpointing(unet):
+    """Gradient checkpointing for a while; diffusers' own switches leave attributes behind."""
+    if unet.is_gradient_checkpointing:
+        yield
+        return
+    kept = [(module, dict(module.__dict__)) for module in unet.modules()]
+    unet.enable_gradient_checkpointing()
+    try:
+        yield
+    finally:
+        for module, attributes in kept:
+            for name in _CHECKPOINTING_ATTRIBUTES:
+                module.__dict__.pop(name, None)
+                if name in attributes:
+                    module.__dict__[name] = attributes[name]
+
+
+def _with_gradients(value):
+    """Arguments of a call as leaves, so that gradients reach layers that read nothing but a condition."""
+    if isinstance(value, dict):
+        return {k: _with_gradients(v) for k, v in value.items()}
+    if isinstance(value, (tuple, list)):
+        return type(value)(_with_gradients(v) for v in value)
+    if isinstance(value, torch.Tensor) and value.is_floating_point():
+        return value.detach().clone().requires_grad_(True)
+    return value
 
 
 def refine_plans(plans, errors, config):

@@ -12,6 +12,8 @@ with 20 timesteps and 4 bits the relative error of the features is 5.0e-2 rounde
 after 1,000 steps of AdaRound, and 5.0e-4 in closed form, in seconds; so that is the default.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 
@@ -166,10 +168,7 @@ def adaround(tib, hidden, exact, start, steps, seed, progress=None):
                 loss = loss + _REGULARIZER * undecided
             optimizer.zero_grad()
             loss.backward()
-        if not torch.isfinite(loss):
-            raise ValueError(
-                f"convert: reconstruction of the temporal block: the loss is {loss.item()} at step {step}"
-            )
+        _check_loss(loss.item(), step)
         optimizer.step()
         if progress is not None:
             progress(step + 1, steps, "temporal block")
@@ -219,7 +218,17 @@ def reconstruct_tib(tib, hidden, exact, bits, steps=None, seed=0, progress=None)
     ValueError
         If the loss is not finite.
     """
-    if not steps:
-        return closed_form(tib, hidden, exact, bits)
-    nearest = [quantize_weight(layer.weight, bits) for layer in layers_of(tib)]
-    return adaround(tib, hidden, exact, nearest, steps, seed, progress), biases_of(tib)
+    nearest = [quantize_weight(layer.weight, bits) for layer in layers_of(tib)], biases_of(tib)
+    if steps:
+        return adaround(tib, hidden, exact, nearest[0], steps, seed, progress), nearest[1]
+    _check_loss(rounded_loss(tib, hidden, exact, *nearest))
+    # Each layer is solved for its own output; that the whole block gains by it is likely, not certain.
+    solved = closed_form(tib, hidden, exact, bits)
+    return min(solved, nearest, key=lambda found: rounded_loss(tib, hidden, exact, *found))
+
+
+def _check_loss(loss, step=0):
+    if not math.isfinite(loss):
+        raise ValueError(
+            f"convert: reconstruction of the temporal block: the loss is {loss} at step {step}"
+        )
