@@ -292,7 +292,7 @@ tags:
 
 # {cls} in {config.weights.upper()}
 
-A diffusers `{cls}` converted by [tfq](https://pypi.org/project/tfq/) {__version__}: {bits} weights, \
+A diffusers `{cls}` converted by tfq {__version__}: {bits} weights, \
 {activations} activations.
 
 | | |
