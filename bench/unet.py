@@ -3,7 +3,7 @@
     python bench/unet.py                              # DDPM CIFAR-10, batch 4
     python bench/unet.py --model sd15 --batch 1
     python bench/unet.py --isa avx2                   # every engine held to AVX2
-    python bench/unet.py --arms tfq,fp32,bf16,openvino-int8
+    python bench/unet.py --arms tfq,tfq-w4,fp32,bf16,openvino-int8
 
 Weights are random unless the model is a trained one (its name in the table says so): speed does not
 depend on them, and the PSNR beside each time is of one call to float, not of sampled images.
@@ -65,11 +65,13 @@ def build_arms(names, unet, scheduler, inputs):
     def float_model(dtype):
         return copy.deepcopy(unet).to(dtype).to(memory_format=torch.channels_last)
 
-    def converted(dtype):
+    def converted(dtype, weights):
+        # Nearest rounding: a reconstruction changes the integers, not the time.
         model = copy.deepcopy(unet).to(dtype)
+        config = tfq.TfqConfig(weights=weights, precision="uniform")
         call = dict(inputs, sample=inputs["sample"].to(dtype))
         call = {k: v.to(dtype) if k == "encoder_hidden_states" else v for k, v in call.items()}
-        tfq.convert(model, calibration=[call])
+        tfq.convert(model, config, calibration=[call])
         share = tfq.report(model).to_dict()["native_mac_share"]
         return runner(model, dtype), {"native_mac_share": share}
 
@@ -81,9 +83,11 @@ def build_arms(names, unet, scheduler, inputs):
         elif name == "compile-bf16":
             model = torch.compile(float_model(torch.bfloat16))
             arms["torch.compile bf16"] = (runner(model, torch.bfloat16), {})
-        elif name in ("tfq", "tfq-bf16"):
-            dtype = torch.float32 if name == "tfq" else torch.bfloat16
-            arms[f"tfq W8A8 ({str(dtype).removeprefix('torch.')})"] = converted(dtype)
+        elif name in ("tfq", "tfq-bf16", "tfq-w4", "tfq-w4-bf16"):
+            dtype = torch.bfloat16 if name.endswith("bf16") else torch.float32
+            bits = 4 if "-w4" in name else 8
+            label = f"tfq W{bits}A8 ({str(dtype).removeprefix('torch.')})"
+            arms[label] = converted(dtype, f"int{bits}")
         elif name in ("openvino-bf16", "openvino-int8"):
             import openvino_arm
 
