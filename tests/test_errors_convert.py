@@ -377,19 +377,12 @@ def test_failure_after_any_change(name, monkeypatch):
 
 @pytest.mark.parametrize(
     "module, name",
-    [
-        ("conversion", "trace_shapes"),
-        ("conversion", "plan_layers"),
-        ("conversion", "quantize_weight"),
-        ("sensitivity", "estimate_errors"),
-        ("lowering", "FloatTIB"),
-        ("checks", "CheckInputs"),
-        ("calibrate", "run_calibration"),
-        ("ranges", "install_ranges"),
-        ("conversion", "install_features"),
-        ("conversion", "mark_converted"),
-    ],
-)
+    [("conversion", "trace_shapes"), ("conversion", "plan_layers"),
+     ("sensitivity", "estimate_errors"), ("conversion", "quantize_weight"),
+     ("lowering", "FloatTIB"), ("checks", "CheckInputs"), ("calibrate", "run_calibration"),
+     ("ranges", "install_ranges"), ("conversion", "install_features"),
+     ("conversion", "mark_converted")],
+)  # fmt: skip
 def test_failure_in_any_stage(module, name, monkeypatch):
     def fail(*args, **kwargs):
         raise Failure

@@ -141,7 +141,9 @@ def test_tokens_are_recorded_as_images_are():
 
 
 def row_quantizers(unet):
-    found = [m.input for m in unet.modules() if isinstance(getattr(m, "input", None), InputQuantizer)]
+    found = [
+        m.input for m in unet.modules() if isinstance(getattr(m, "input", None), InputQuantizer)
+    ]
     return [quantizer for quantizer in found if quantizer.slot is not None]
 
 
@@ -164,7 +166,9 @@ def test_static_is_one_range_over_all_timesteps(estimator):
         assert made[ranges].time_embedding.values.tolist() == [7.0, 30.0, 421.0, 900.0]
         assert {quantizer.ranges for quantizer in row_quantizers(made[ranges])} == {ranges}
     (low, high), (lows, highs) = spans(made["static"]), spans(made["timestep"])
-    assert torch.equal(low, low[:, :1].expand_as(low)) and torch.equal(high, high[:, :1].expand_as(high))
+    assert torch.equal(low, low[:, :1].expand_as(low)) and torch.equal(
+        high, high[:, :1].expand_as(high)
+    )
     assert bool((highs.amax(1) - highs.amin(1) > 0).any()), "timesteps differ"
     if estimator == "minmax":
         width = (high - low)[:, 0]
@@ -179,7 +183,9 @@ def test_estimators_reach_the_table(estimator):
     unet = build("plain")
     calls = [inputs(unet, (7, 7, 7))]
     tables = [
-        tfq.convert(clone(unet), TfqConfig(range_estimator=e), calibration=calls).time_embedding.table
+        tfq.convert(
+            clone(unet), TfqConfig(range_estimator=e), calibration=calls
+        ).time_embedding.table
         for e in ("minmax", estimator)
     ]
     assert not torch.equal(*tables)

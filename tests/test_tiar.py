@@ -60,7 +60,9 @@ def test_rounding_by_timestep_is_the_quantization_of_the_kernels():
 def test_outputs_of_float_weights_are_the_features(name):
     tib, hidden, exact = temporal_block(name)
     weights, biases = [layer.weight for layer in tiar.layers_of(tib)], tiar.biases_of(tib)
-    for output, feature in zip(tiar.block_outputs(tib, weights, biases, hidden), exact, strict=True):
+    for output, feature in zip(
+        tiar.block_outputs(tib, weights, biases, hidden), exact, strict=True
+    ):
         assert 0 < (output - feature).norm() / feature.norm() < 0.02  # of the rounded inputs
 
 
@@ -158,5 +160,7 @@ def test_repeats_itself_and_leaves_the_generator_alone(steps):
 def test_progress():
     tib, hidden, exact = temporal_block()
     seen = []
-    tiar.reconstruct_tib(tib, hidden, exact, 4, 20, progress=lambda *arguments: seen.append(arguments))
+    tiar.reconstruct_tib(
+        tib, hidden, exact, 4, 20, progress=lambda *arguments: seen.append(arguments)
+    )
     assert seen == [(step, 20, "temporal block") for step in range(1, 21)]

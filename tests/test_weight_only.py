@@ -135,9 +135,7 @@ def test_epilogue_of_convolution(upsample, stride, padding, bits):
     x = torch.randn(2, 9, 7, 6)
     top, bottom, left, right = (padding,) * 4 if padding == 1 else padding
     large = x.repeat_interleave(upsample, 2).repeat_interleave(upsample, 3)
-    expected = F.conv2d(
-        F.pad(large, (left, right, top, bottom)), layer.weight, layer.bias, stride
-    )
+    expected = F.conv2d(F.pad(large, (left, right, top, bottom)), layer.weight, layer.bias, stride)
     residual, temporal = torch.randn_like(expected), torch.randn(2, 20)
     positional, more = operands(layer)
     y = weight_only.conv2d_s8(
@@ -149,7 +147,9 @@ def test_epilogue_of_convolution(upsample, stride, padding, bits):
 
 def with_dequantized_weights(unet, converted):
     """The float model with the weights its converted form stands for."""
-    layers = {name: module for name, module in converted.named_modules() if hasattr(module, "input")}
+    layers = {
+        name: module for name, module in converted.named_modules() if hasattr(module, "input")
+    }
     assert len(layers) > 10
     for name, layer in layers.items():
         unet.get_submodule(name).weight.data = layer.weight

@@ -95,7 +95,10 @@ def test_search_is_the_best_of_80_shrink_factors(tails):
 @pytest.mark.parametrize("shape", [(64, 16), (16, 8, 3, 3), (3, 2)], ids=str)
 def test_search_is_never_worse_than_the_whole_range(shape, tails):
     weight = torch.randn(shape).pow(tails) + torch.randn(shape[0], *[1] * (len(shape) - 1))
-    found, whole = power_error(weight, quantize_weight(weight, 4)), power_error(weight, unshrunk(weight))
+    found, whole = (
+        power_error(weight, quantize_weight(weight, 4)),
+        power_error(weight, unshrunk(weight)),
+    )
     assert bool((found <= whole * (1 + 1e-6)).all())
     if weight[0].numel() > 2:
         assert bool((found < 0.9 * whole).any()), "the search finds nothing"

@@ -213,9 +213,11 @@ def _reconstruct(model, converted, config, source, checkpoint):
 
 
 def _mark_temporal_layers(plans, embedding, config):
-    folded = {f"{name}.time_emb_proj" for name, _ in embedding.slots}
+    names = {f"{name}.time_emb_proj" for name, _ in embedding.slots}
+    if names and config.temporal in ("tib", "select"):
+        names.add("time_embedding.linear_2")
     for plan in plans:
-        if plan.name in folded:
+        if plan.name in names:
             plan.reason = f"temporal block: {_TEMPORAL_REASONS[config.temporal]}"
 
 

@@ -10,7 +10,6 @@ Hutchinson's trace estimator.)
 
 import contextlib
 import dataclasses
-import math
 
 import torch
 import torch.nn.functional as F
@@ -65,7 +64,7 @@ class _Probe:
             bits: [weight_grid(part, bits) for part in self._parts()]
             for bits in {treatment.weight_bits for treatment in ladder}
         }
-        self.squares = [0.0] * len(ladder)
+        self.squares = torch.zeros(len(ladder), dtype=torch.float64)
         self._projected = None
 
     def _parts(self):
@@ -78,14 +77,13 @@ class _Probe:
         ]
         return torch.cat(rounded, dim=1)
 
-    def start(self):
-        """Begin a sample; a layer that is called several times adds up."""
-        self._projected = [0.0] * len(self.ladder)
+    def start(self, images):
+        """Begin a call with so many images; a layer that is called several times adds up."""
+        self._projected = torch.zeros(len(self.ladder), images)
 
-    def stop(self, norm):
-        """End a sample whose output has the given squared norm."""
-        for i, projected in enumerate(self._projected):
-            self.squares[i] += float(projected) ** 2 / norm
+    def stop(self, norms):
+        """End a call, the output of whose images has the given squared norms."""
+        self.squares += (self._projected.double().square() / norms).sum(1)
 
     def __call__(self, layer, args, output):
         """Compute the errors once gradients flow (the first pass of a checkpointed block has none)."""
@@ -102,8 +100,11 @@ class _Probe:
                 errors.append(_apply(layer, source, weights[treatment.weight_bits]) - exact)
 
         def project(gradient):
+            # Images do not mix, so each has a projection of its own.
+            images = self._projected.shape[1]
             for i, error in enumerate(errors):
-                self._projected[i] += (gradient.float() * error).sum().item()
+                products = (gradient.float() * error).reshape(images, -1)
+                self._projected[i] += products.sum(1).cpu()
 
         output.register_hook(project)
 
@@ -137,27 +138,27 @@ def estimate_errors(unet, plans, calls, config, progress=None):
     handles = [probe.layer.register_forward_hook(probe) for probe in probes.values()]
     generator = torch.Generator().manual_seed(config.seed)
     samples = spread_images(calls, SAMPLES)
+    batches = [call["sample"].shape[0] for call in samples]
+    samples *= -(-SAMPLES // sum(batches))  # few images are projected several times
     try:
         with _checkpointing(unet):
             for done, call in enumerate(samples):
                 for probe in probes.values():
-                    probe.start()
+                    probe.start(call["sample"].shape[0])
                 with torch.enable_grad():
                     output = unet(**{**_with_gradients(call), "return_dict": False})[0].float()
                     signs = torch.randint(0, 2, output.shape, generator=generator) * 2 - 1
                     (output * signs.to(output.device)).sum().backward()
-                norm = output.detach().square().sum().item()
+                norms = output.detach().double().square().flatten(1).sum(1).cpu()
                 for probe in probes.values():
-                    probe.stop(norm or 1.0)
+                    probe.stop(torch.where(norms == 0, 1, norms))
                 if progress is not None:
                     progress(done + 1, len(samples), "sensitivity")
     finally:
         for handle in handles:
             handle.remove()
-    return {
-        name: [math.sqrt(square / len(samples)) for square in probe.squares]
-        for name, probe in probes.items()
-    }
+    images = sum(call["sample"].shape[0] for call in samples)
+    return {name: (probe.squares / images).sqrt().tolist() for name, probe in probes.items()}
 
 
 @contextlib.contextmanager
