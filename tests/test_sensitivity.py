@@ -1,0 +1,283 @@
+"""Precision by sensitivity: the estimate against the truth, and what is made of it."""
+
+import pytest
+import torch
+from tolerance import MIN_UNET_SNR, assert_same_bits, assert_signal_to_noise, signal_to_noise
+from unets import build, clone, inputs, run
+
+import tfq
+from tfq import TfqConfig, sensitivity
+from tfq.calibrate import record_calls
+from tfq.demo import load_model
+from tfq.plan import LayerPlan, plan_layers
+from tfq.shapes import trace_shapes
+from tfq.simulation import SimulatedLayer, replaced_forward
+from tfq.weights import quantize_weight
+
+# Twelve random projections estimate a norm within 20 % (one deviation) where the timesteps weigh alike;
+# where one of them makes up the error there is one projection of it. Seen: 2.7.
+MAX_FACTOR = 4
+MIN_CORRELATION = 0.95
+
+
+def planned(unet, config):
+    return plan_layers(unet, config, *trace_shapes(unet))
+
+
+def converted_layers(unet):
+    layers = tfq.report(unet).to_dict()["layers"]
+    return {layer["name"]: layer for layer in layers if layer["error"] is not None}
+
+
+def true_error(unet, plan, treatment, calls):
+    """Relative error of the output with one layer quantized, measured."""
+    modules = dict(unet.named_modules())
+    layer = modules[plan.name]
+    simulated = SimulatedLayer(layer, plan.name, treatment.activations, plan.sources)
+    parts = layer.weight.split(simulated.sources, dim=1)
+    bits = treatment.weight_bits
+    simulated.install([quantize_weight(part, bits) for part in parts], layer.bias)
+    squares = []
+    for call in calls:
+        expected = run(unet, call)
+        with replaced_forward(modules, {plan.name: simulated}):
+            difference = run(unet, call) - expected
+        squares.append((difference.norm() / expected.norm()).item() ** 2)
+    return (sum(squares) / len(squares)) ** 0.5
+
+
+def assert_estimates_the_truth(unet, calls, config, names):
+    plans = {plan.name: plan for plan in planned(unet, config) if plan.converted}
+    picked = [plans[name] for name in names]
+    estimated = sensitivity.estimate_errors(unet, picked, calls, config)
+    assert set(estimated) == set(names)
+    pairs = []
+    for plan in picked:
+        for treatment, error in zip(
+            sensitivity.treatments(config), estimated[plan.name], strict=True
+        ):
+            truth = true_error(unet, plan, treatment, calls)
+            assert truth / MAX_FACTOR < error < truth * MAX_FACTOR, (
+                f"{plan.name} {treatment}: {error:.3g} estimated, {truth:.3g} measured"
+            )
+            pairs.append((error, truth))
+    logs = torch.tensor(pairs).log().T
+    assert torch.corrcoef(logs)[0, 1] > MIN_CORRELATION
+    assert logs[1].max() - logs[1].min() > 1.5, "layers that differ"
+
+
+def test_estimate_on_a_trained_model():
+    unet, scheduler = load_model()
+    unet.requires_grad_(False)
+    config = TfqConfig(weights="int4", calibration_samples=1)
+    calls = record_calls(unet, None, scheduler, 12, config)
+    names = [plan.name for plan in planned(unet, config) if plan.converted]
+    shortcuts = [name for name in names if name.endswith("conv_shortcut")]
+    assert_estimates_the_truth(unet, calls, config, [*names[:: len(names) // 6], *shortcuts[-2:]])
+
+
+def test_estimate_with_text_and_attention():
+    """Random weights."""
+    unet = build("cross").requires_grad_(False)
+    calls = [inputs(unet, (t,), seed=t) for t in range(0, 960, 80)]
+    names = [
+        f"down_blocks.0.attentions.0.transformer_blocks.0.{child}"
+        for child in ("attn1.to_v", "attn2.to_v", "attn2.to_out.0", "ff.net.0.proj")
+    ]
+    names += ["down_blocks.0.downsamplers.0.conv", "up_blocks.1.resnets.1.conv2"]
+    assert_estimates_the_truth(unet, calls, TfqConfig(weights="int4"), names)
+
+
+def test_treatments_go_from_what_is_asked_for_to_the_finest():
+    def ladder(**config):
+        return [(t.weight_bits, t.activations) for t in sensitivity.treatments(TfqConfig(**config))]
+
+    assert ladder() == [(8, "int8"), (8, "float")]
+    assert ladder(weights="int4") == [(4, "int8"), (8, "int8"), (8, "float")]
+    assert ladder(activations="float") == [(8, "float")]
+    assert ladder(weights="int4", activations="float") == [(4, "float"), (8, "float")]
+
+
+def test_coarsest_treatment_within_the_budget():
+    config = TfqConfig(weights="int4", error_budget=0.1)
+    errors = {
+        "first": [0.1, 0.05, 0.01],
+        "second": [0.11, 0.05, 0.01],
+        "third": [0.5, 0.4, 0.01],
+        "none": [0.5, 0.4, 0.3],
+        "not_finite": [float("inf"), float("nan"), 0.01],
+    }
+    plans = [LayerPlan(name, "Linear", weight_bits=4) for name in errors]
+    kept = LayerPlan("kept", "Linear", converted=False, reason="because")
+    sensitivity.refine_plans([*plans, kept], errors, config)
+    chosen = {plan.name: (plan.weight_bits, plan.activations, plan.output_error) for plan in plans}
+    assert chosen == {
+        "first": (4, "int8", 0.1),
+        "second": (8, "int8", 0.05),
+        "third": (8, "float", 0.01),
+        "none": (8, "float", 0.3),
+        "not_finite": (8, "float", 0.01),
+    }
+    assert plans[0].reason == "" and kept.reason == "because" and kept.output_error is None
+    assert plans[2].reason == (
+        "over error_budget=0.1 with 4-bit weights, int8 activations (estimated 0.5): "
+        "8-bit weights, float activations"
+    )
+
+
+def with_a_huge_residual():
+    """Channel 0 of the residual stream is 1e9, and no layer but the norms has a weight for it."""
+    unet = build("plain")
+    with torch.no_grad():
+        unet.conv_in.weight[0] = 0
+        unet.conv_in.bias[0] = 1e9
+        unet.down_blocks[0].downsamplers[0].conv.weight[:, 0] = 0
+        # Skips of the last block: behind its hidden channels, the last one is that of conv_in.
+        for resnet, hidden in zip(unet.up_blocks[1].resnets, (64, 32), strict=True):
+            resnet.conv_shortcut.weight[:, hidden] = 0
+    return unet
+
+
+def test_a_huge_residual_does_not_wreck_the_model():
+    unet = with_a_huge_residual()
+    kwargs = inputs(unet)
+    expected = run(unet, kwargs)
+    made = {
+        precision: tfq.convert(clone(unet), TfqConfig(precision=precision), calibration=[kwargs])
+        for precision in ("uniform", "auto")
+    }
+    assert signal_to_noise(run(made["uniform"], kwargs), expected) < 20
+    assert_signal_to_noise(run(made["auto"], kwargs), expected, MIN_UNET_SNR[torch.float32])
+    finer = {
+        n: la for n, la in converted_layers(made["auto"]).items() if la["path"] == "weight_only"
+    }
+    assert {"up_blocks.1.resnets.0.conv_shortcut", "up_blocks.1.resnets.1.conv_shortcut"} <= set(
+        finer
+    )
+    assert len(finer) <= 5, "the others are fine as they are"
+    budget = TfqConfig().error_budget
+    assert all(f"over error_budget={budget:g}" in layer["reason"] for layer in finer.values())
+    assert all(layer["output_error"] <= budget for layer in finer.values())
+
+
+@pytest.mark.parametrize("name", ["plain", "attention", "cross"])
+def test_harmless_layers_stay_as_asked(name):
+    """Random weights: the first layers of a UNet with few layers weigh more than those of a real one."""
+    unet = build(name)
+    config = TfqConfig(error_budget=0.03)
+    layers = converted_layers(tfq.convert(unet, config, calibration=[inputs(unet)]))
+    shortcuts = [n for n in layers if n.endswith("conv_shortcut")]
+    assert len(shortcuts) >= 3
+    assert {layer["path"] for layer in layers.values()} <= {"gemm_s8", "conv2d_s8"}
+    assert {layer["reason"] for layer in layers.values()} == {""}
+    assert all(0 < layer["output_error"] < 0.03 for layer in layers.values())
+
+
+@pytest.mark.parametrize("config", [{}, {"weights": "int4"}], ids=str)
+def test_no_budget_gives_the_finest_everywhere(config):
+    unet = build("attention")
+    kwargs = inputs(unet)
+    expected = run(unet, kwargs)
+    tfq.convert(unet, TfqConfig(error_budget=0.0, **config), calibration=[kwargs])
+    layers = converted_layers(unet)
+    assert {layer["path"] for layer in layers.values()} == {"weight_only"}
+    assert {layer["weight_bits"] for layer in layers.values()} == {8}
+    assert all("over error_budget=0 " in layer["reason"] for layer in layers.values())
+    assert_signal_to_noise(run(unet, kwargs), expected, 35)
+
+
+def test_a_limitless_budget_is_uniform():
+    unet = build("attention")
+    kwargs = inputs(unet)
+    outputs = [
+        run(tfq.convert(clone(unet), config, calibration=[kwargs]), kwargs)
+        for config in (TfqConfig(error_budget=float("inf")), TfqConfig(precision="uniform"))
+    ]
+    assert_same_bits(*outputs)
+
+
+def test_without_data_it_is_uniform():
+    unet = build("attention")
+    auto = tfq.convert(clone(unet))
+    uniform = tfq.convert(clone(unet), TfqConfig(precision="uniform"))
+    assert str(tfq.report(auto)) == str(tfq.report(uniform))
+    assert {layer["output_error"] for layer in converted_layers(auto).values()} == {None}
+
+
+@pytest.mark.parametrize("sensitive", ["to_q", "to_k", "to_v"])
+@pytest.mark.parametrize("name", ["attention", "cross"])
+def test_layers_with_one_input_share_its_type(name, sensitive, monkeypatch):
+    unet = build(name)
+    kwargs = inputs(unet)
+    expected = run(unet, kwargs)
+
+    def estimate(model, plans, calls, config, progress=None):
+        names = [plan.name for plan in plans if plan.converted]
+        return {n: [1.0, 1e-3] if n.endswith(sensitive) else [1e-3, 1e-4] for n in names}
+
+    monkeypatch.setattr(sensitivity, "estimate_errors", estimate)
+    layers = converted_layers(tfq.convert(unet, calibration=[kwargs]))
+    parents = {n.rpartition(".")[0] for n in layers if n.endswith(".to_q")}
+    assert parents
+    for parent in parents:
+        for child in ("to_q", "to_k", "to_v"):
+            layer = layers[f"{parent}.{child}"]
+            assert layer["path"] == "weight_only", layer["name"]
+            word = "over error_budget" if child == sensitive else f"shares its input with {parent}."
+            assert layer["reason"].startswith(word)
+        assert layers[f"{parent}.to_out.0"]["path"] == "gemm_s8"
+    assert_signal_to_noise(run(unet, kwargs), expected, MIN_UNET_SNR[torch.float32])
+
+
+def test_calibration_runs_once():
+    unet = build("plain")
+    samples, given = [], []
+    unet.register_forward_pre_hook(
+        lambda module, args, kwargs: samples.append(kwargs["sample"].shape[0])
+        if type(kwargs["sample"]) is torch.Tensor else None,
+        with_kwargs=True,
+    )  # fmt: skip
+
+    def calibration(model):
+        given.append(model)
+        for timestep in (5, 300, 700):
+            model(**inputs(model, (timestep, timestep)))
+
+    tfq.convert(clone(unet), calibration=calibration)
+    assert len(given) == 1
+    # The float model on the calls, on some images of them, and the lowered model on the calls.
+    assert samples[:3] == samples[-3:] == [2, 2, 2]
+    assert len(samples) > 6 and sum(samples[3:-3]) <= sensitivity.SAMPLES
+    calls = (inputs(unet, (t, t)) for t in (5, 300, 700))  # a generator can be run through once
+    once = tfq.convert(clone(unet), calibration=calls)
+    assert once.time_embedding.values.tolist() == [5.0, 300.0, 700.0]
+
+
+def test_estimate_leaves_the_model_alone():
+    unet = build("cross").requires_grad_(False)
+    kwargs = inputs(unet)
+    expected, state = run(unet, kwargs), torch.get_rng_state()
+    config, seen = TfqConfig(), []
+    estimates = [
+        sensitivity.estimate_errors(
+            unet, planned(unet, config), [kwargs], config, lambda *arguments: seen.append(arguments)
+        )
+        for _ in range(2)
+    ]
+    assert estimates[0] == estimates[1], "same seed, same estimate"
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not unet.is_gradient_checkpointing and not unet.training
+    assert not any(module._forward_hooks for module in unet.modules())
+    assert not any(p.requires_grad or p.grad is not None for p in unet.parameters())
+    assert seen and seen[-1][0] == seen[-1][1] and seen[-1][2] == "sensitivity"
+    assert_same_bits(run(unet, kwargs), expected)
+
+
+def test_a_model_that_checkpoints_already():
+    unet = build("attention").requires_grad_(False)
+    config = TfqConfig()
+    calls = [inputs(unet)]
+    plain = sensitivity.estimate_errors(unet, planned(unet, config), calls, config)
+    unet.enable_gradient_checkpointing()
+    assert sensitivity.estimate_errors(unet, planned(unet, config), calls, config) == plain
+    assert unet.is_gradient_checkpointing
