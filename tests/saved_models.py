@@ -46,6 +46,9 @@ CASES["output_tap"] = (
 )
 CASES["excluded"] = ("attention", torch.float32, True, {"modules_to_not_convert": ["mid_block"]})
 CASES["one_source"] = ("attention", torch.float32, False, {"split_skip": False})
+_rounded = {"reconstruction": "block", "reconstruction_steps": 0, "weights": "int4"}
+CASES["reconstructed"] = ("cross", torch.float32, True, {**_rounded, "temporal": "select"})
+CASES["int8_attention"] = ("cross", torch.float32, False, {"attention": "int8"})
 
 LOAD = """
 import json, pathlib, sys

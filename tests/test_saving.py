@@ -7,6 +7,7 @@ import pathlib
 import pickle
 
 import pytest
+import safetensors.numpy
 import torch
 from conftest import available_levels
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
@@ -206,3 +207,23 @@ def test_size_of_the_file_is_that_of_its_tensors(saved):
         tensors = sum(t.nbytes for t in unet.state_dict().values())
         header = int.from_bytes((folder / WEIGHTS).read_bytes()[:8], "little")
         assert (folder / WEIGHTS).stat().st_size <= tensors + 8 + header
+
+
+@pytest.mark.parametrize("case", ["int8-fold-timestep", "int4-fold-timestep"])
+def test_files_can_be_read_as_documented(saved, case):
+    text = (ROOT / "docs" / "saving.md").read_text()
+    code = next(block for block in text.split("```python\n")[1:] if "read_weight" in block)
+    scope = {}
+    exec(code.split("```")[0], scope)
+    unet, _, _, folder = saved[case]
+    tensors = safetensors.numpy.load_file(folder / WEIGHTS)
+    for name in ("mid_block.resnets.0.conv1", "mid_block.attentions.0.to_q"):
+        layer = unet.get_submodule(name)
+        packed, scale, zero_point = (
+            tensors.get(f"{name}.weight_{part}") for part in ("packed", "scale", "zero_point")
+        )
+        expected = layer.weight.flatten(1)
+        if layer.weight.dim() == 4:
+            expected = layer.weight.permute(0, 2, 3, 1).flatten(1)
+        weight = scope["read_weight"](packed, scale, zero_point, *expected.shape)
+        assert torch.equal(torch.from_numpy(weight), expected)
