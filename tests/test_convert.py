@@ -49,7 +49,9 @@ def test_output_is_close(name, ranges):
     unet = build(name)
     kwargs = inputs(unet)
     expected = run(unet, kwargs)
-    converted = tfq.convert(unet, calibration=None if ranges == "dynamic" else [kwargs])
+    # Uniform: with random weights some layers are over any sensible error budget.
+    config, calibration = TfqConfig(precision="uniform"), None if ranges == "dynamic" else [kwargs]
+    converted = tfq.convert(unet, config, calibration=calibration)
     assert converted is unet
     output = run(converted, kwargs)
     assert_signal_to_noise(output, expected, MIN_UNET_SNR[torch.float32], name)
