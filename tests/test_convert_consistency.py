@@ -95,7 +95,7 @@ def test_image_does_not_depend_on_its_batch(name, ranges):
     unet = build(name)
     kwargs = inputs(unet, (7, 421, 900))
     calibration = None if ranges == "dynamic" else [image(kwargs, 0), image(kwargs, 1)]
-    tfq.convert(unet, calibration=calibration)
+    tfq.convert(unet, TfqConfig(precision="uniform"), calibration=calibration)
     run_float_layers_per_image(unet)
     separate = torch.cat([run(unet, image(kwargs, index)) for index in range(3)])
     assert_same_bits(run(unet, kwargs), separate, name)
