@@ -4,6 +4,7 @@
 // groups).
 #include "bindings/args.h"
 #include "bindings/bindings.h"
+#include "bindings/convert.h"
 #include "cpu/conv2d_s8/conv2d_s8.h"
 #include "cpu/gemm_s8/gemm_s8.h"
 #include "cpu/gemm_s8/packed_layout.h"
@@ -16,39 +17,16 @@ namespace py = pybind11;
 namespace tfq::bindings {
 namespace {
 
-QParams qparams_of(py::handle value) {
-  const auto pair = value.cast<py::tuple>();
-  return {pointer<const float>(pair[0].cast<Address>()), pair[1].cast<int64_t>()};
-}
-
-DType dtype_of(py::handle value) {
-  const auto code = value.cast<int32_t>();
+// The CPU has no kernels for float16.
+DType cpu_dtype(int32_t code) {
   TFQ_CHECK(code >= 0 && code <= 2, "dtype code must be 0, 1 or 2, got ", code);
   return static_cast<DType>(code);
 }
 
-// (qparams, rows_per_group, weight_scale, weight_sum, bias, temporal, temporal_stride,
-// rows_per_sample,
-//  residual, residual_dtype, out, out_dtype, requant)
-Epilogue epilogue_of(const py::tuple& t) {
-  TFQ_CHECK(t.size() == 13, "epilogue must have 13 entries, got ", t.size());
-  Epilogue e{};
-  e.input = qparams_of(t[0]);
-  e.rows_per_group = t[1].cast<int64_t>();
-  e.weight_scale = pointer<const float>(t[2].cast<Address>());
-  e.weight_sum = pointer<const int32_t>(t[3].cast<Address>());
-  e.bias = pointer<const float>(t[4].cast<Address>());
-  e.temporal = pointer<const float>(t[5].cast<Address>());
-  e.temporal_stride = t[6].cast<int64_t>();
-  e.rows_per_sample = t[7].cast<int64_t>();
-  e.residual = pointer<const void>(t[8].cast<Address>());
-  e.residual_dtype = dtype_of(t[9]);
-  e.out = pointer<void>(t[10].cast<Address>());
-  e.out_dtype = dtype_of(t[11]);
-  e.requant = qparams_of(t[12]);
-  TFQ_CHECK(e.rows_per_group > 0 && e.rows_per_sample > 0,
-            "epilogue: rows_per_group and rows_per_sample must be positive, got ", e.rows_per_group,
-            " and ", e.rows_per_sample);
+Epilogue cpu_epilogue(const py::tuple& t) {
+  const Epilogue e = epilogue_of(t);
+  cpu_dtype(static_cast<int32_t>(e.residual_dtype));
+  cpu_dtype(static_cast<int32_t>(e.out_dtype));
   return e;
 }
 
@@ -57,25 +35,17 @@ void gemm_s8(Address x, int64_t m, int64_t n, int64_t k, Address weight,
   check_sizes("gemm_s8", {m, n, k});
   check_depth("gemm_s8", k);
   const GemmArgs args{pointer<const uint8_t>(x), m, n, k, pointer<const int8_t>(weight),
-                      epilogue_of(epilogue)};
+                      cpu_epilogue(epilogue)};
   py::gil_scoped_release release;
   cpu::gemm_s8(args);
 }
 
 void conv2d_s8(Address x, const py::tuple& geometry, Address weight, const py::tuple& epilogue) {
-  TFQ_CHECK(geometry.size() == 14, "conv2d_s8: geometry must have 14 entries, got ",
-            geometry.size());
-  int64_t v[14];
-  for (size_t i = 0; i < 14; ++i) v[i] = geometry[i].cast<int64_t>();
-  check_sizes("conv2d_s8", {v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7], v[8]});
-  TFQ_CHECK(v[9] > 0 && v[10] > 0, "conv2d_s8: stride must be positive, got ", v[9], ", ", v[10]);
-  TFQ_CHECK(v[13] == 1 || v[13] == 2, "conv2d_s8: upsample must be 1 or 2, got ", v[13]);
-  check_depth("conv2d_s8", v[3] * v[7] * v[8]);
   const ConvArgs args{
       pointer<const uint8_t>(x),
-      {v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7], v[8], v[9], v[10], v[11], v[12], v[13]},
+      geometry_of(geometry),
       pointer<const int8_t>(weight),
-      epilogue_of(epilogue)};
+      cpu_epilogue(epilogue)};
   py::gil_scoped_release release;
   cpu::conv2d_s8(args);
 }
@@ -84,7 +54,7 @@ void quantize(Address x, int32_t x_dtype, int64_t groups, int64_t group_size,
               const py::tuple& qparams, Address dynamic_qparams, Address out) {
   check_sizes("quantize", {groups, group_size});
   const QuantizeArgs args{pointer<const void>(x),
-                          dtype_of(py::int_(x_dtype)),
+                          cpu_dtype(x_dtype),
                           groups,
                           group_size,
                           qparams_of(qparams),
@@ -107,7 +77,7 @@ void group_norm_silu_quantize(Address x, Address x2, int32_t x_dtype, const py::
             " channels do not divide into ", v[4], " groups");
   const GroupNormArgs args{pointer<const void>(x),
                            pointer<const void>(x2),
-                           dtype_of(py::int_(x_dtype)),
+                           cpu_dtype(x_dtype),
                            v[0],
                            v[1],
                            v[2],
@@ -130,7 +100,7 @@ void layer_norm_quantize(Address x, int32_t x_dtype, int64_t rows, int64_t chann
                          int64_t rows_per_group, Address dynamic_qparams, Address out) {
   check_sizes("layer_norm_quantize", {rows, channels});
   const LayerNormArgs args{pointer<const void>(x),
-                           dtype_of(py::int_(x_dtype)),
+                           cpu_dtype(x_dtype),
                            rows,
                            channels,
                            eps,
@@ -149,7 +119,7 @@ void geglu_quantize(Address x, int32_t x_dtype, int64_t rows, int64_t channels,
                     Address out) {
   check_sizes("geglu_quantize", {rows, channels});
   const GegluArgs args{pointer<const void>(x),
-                       dtype_of(py::int_(x_dtype)),
+                       cpu_dtype(x_dtype),
                        rows,
                        channels,
                        qparams_of(qparams),

@@ -1,15 +1,92 @@
-// CUDA operations. The functions exist in every build; without CUDA, csrc/cuda/stubs.cpp answers.
+// CUDA operations: bind_cpu.cpp's functions with two more arguments, the options of products and
+// the launch. They exist in every build; without CUDA, csrc/cuda/stubs.cpp answers.
 #include <pybind11/stl.h>
 
+#include "bindings/args.h"
 #include "bindings/bindings.h"
+#include "bindings/convert.h"
+#include "cuda/conv_config.h"
 #include "cuda/cuda.h"
 
 namespace py = pybind11;
 
 namespace tfq::bindings {
+namespace {
+
+// (device, stream)
+cuda::Launch launch_of(const py::tuple& t) {
+  TFQ_CHECK(t.size() == 2, "launch must have 2 entries, got ", t.size());
+  return {t[0].cast<int>(), pointer<void>(t[1].cast<Address>())};
+}
+
+// (activation, temporal_rows, quantized_out, workspace, workspace_size, tile, splits)
+cuda::ProductOptions options_of(const py::tuple& t) {
+  TFQ_CHECK(t.size() == 7, "options must have 7 entries, got ", t.size());
+  const auto activation = t[0].cast<int32_t>();
+  TFQ_CHECK(activation >= 0 && activation <= 2, "activation must be 0, 1 or 2, got ", activation);
+  return {static_cast<cuda::Activation>(activation),
+          pointer<const int64_t>(t[1].cast<Address>()),
+          pointer<uint8_t>(t[2].cast<Address>()),
+          pointer<int32_t>(t[3].cast<Address>()),
+          t[4].cast<int64_t>(),
+          t[5].cast<int>(),
+          t[6].cast<int>()};
+}
+
+void gemm_s8(Address x, int64_t m, int64_t n, int64_t k, Address weight, const py::tuple& epilogue,
+             const py::tuple& options, const py::tuple& launch) {
+  check_sizes("gemm_s8", {m, n, k});
+  check_depth("gemm_s8", k);
+  const GemmArgs args{pointer<const uint8_t>(x), m, n, k, pointer<const int8_t>(weight),
+                      epilogue_of(epilogue)};
+  cuda::gemm_s8(args, options_of(options), launch_of(launch));
+}
+
+void conv2d_s8(Address x, Address x2, int64_t channels2, const py::tuple& geometry, Address weight,
+               const py::tuple& epilogue, const py::tuple& options, const py::tuple& launch) {
+  check_sizes("conv2d_s8", {channels2});
+  const ConvArgs args{pointer<const uint8_t>(x), geometry_of(geometry),
+                      pointer<const int8_t>(weight), epilogue_of(epilogue)};
+  check_depth("conv2d_s8", args.geometry.kernel_h * args.geometry.kernel_w *
+                               (args.geometry.channels + channels2));
+  cuda::conv2d_s8(args, pointer<const uint8_t>(x2), channels2, options_of(options),
+                  launch_of(launch));
+}
+
+// The choice for a product, from facts about a device that need not be there: (tile name, splits,
+// one line a candidate).
+py::tuple choose_product(int64_t m, int64_t n, int64_t k, int64_t workspace,
+                         const py::tuple& device) {
+  TFQ_CHECK(device.size() == 4, "device must have 4 entries, got ", device.size());
+  const cuda::DeviceFacts facts{device[0].cast<int>(), device[1].cast<int>(), device[2].cast<int>(),
+                                device[3].cast<int>()};
+  const cuda::ProductChoice choice =
+      cuda::choose_product("choose_product", {m, n, k, workspace}, facts);
+  return py::make_tuple(cuda::kTiles[choice.tile].name, choice.splits, cuda::describe(choice));
+}
+
+// The (m, n, k) of a convolution.
+py::tuple conv_problem(const py::tuple& geometry, int64_t channels2) {
+  const cuda::ProductProblem problem = cuda::conv_problem(geometry_of(geometry), channels2, 0);
+  return py::make_tuple(problem.m, problem.n, problem.k);
+}
+
+std::vector<std::string> tiles() {
+  std::vector<std::string> names;
+  for (const cuda::Tile& tile : cuda::kTiles) names.emplace_back(tile.name);
+  return names;
+}
+
+}  // namespace
 
 void bind_cuda(py::module_& module) {
+  py::register_exception<cuda::CudaError>(module, "CudaError", PyExc_RuntimeError);
   module.def("cuda_available", [] { return !cuda::built_archs().empty(); });
+  module.def("cuda_gemm_s8", gemm_s8);
+  module.def("cuda_conv2d_s8", conv2d_s8);
+  module.def("cuda_tiles", tiles);
+  module.def("cuda_choose_product", choose_product);
+  module.def("cuda_conv_problem", conv_problem);
 }
 
 }  // namespace tfq::bindings

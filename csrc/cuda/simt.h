@@ -32,6 +32,7 @@ constexpr int kWarpSize = 32;
 #define TFQ_KERNEL static void
 #define TFQ_LAUNCH_BOUNDS(threads, blocks)
 #define TFQ_DEVICE inline
+#define TFQ_GRID_CONSTANT
 
 #else
 
@@ -41,6 +42,7 @@ constexpr int kWarpSize = 32;
 #define TFQ_KERNEL static __global__ void
 #define TFQ_LAUNCH_BOUNDS(threads, blocks) __launch_bounds__(threads, blocks)
 #define TFQ_DEVICE __device__ __forceinline__
+#define TFQ_GRID_CONSTANT __grid_constant__
 
 namespace tfq::simt {
 
@@ -87,7 +89,7 @@ void launch(void (*kernel)(Args), const LaunchConfig& config, const Args& args) 
 
 namespace tfq::simt {
 
-// Faults a test can switch on in the host build, to prove that it would be seen: simt_faults.cpp.
+// Faults a test can switch on in the host build, to prove that it would be seen.
 enum Fault : int {
   kNoFault,
   kFaultNoBarrierAfterWait,
@@ -100,7 +102,7 @@ enum Fault : int {
   kFaultPaddingIsZero,
   kFaultSplitWithoutReset,
   kFaultSplitLastBlockTooEarly,
-  kFaultFaults
+  kFaultCount
 };
 
 }  // namespace tfq::simt
