@@ -49,8 +49,29 @@ def run(folder, program, *arguments):
     return result.stdout
 
 
+def _address(tensor):
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _table(tensor):
+    return (0, 0) if tensor is None else (tensor.data_ptr(), tensor.stride(0))
+
+
+def guarded_empty(shape, dtype):
+    """Memory between guard zones, and a function that raises unless they are intact."""
+    shape = torch.Size(shape)
+    zones = torch.full((shape.numel() + 2 * GUARD,), SENTINEL, dtype=torch.uint8)
+    zones = zones.repeat_interleave(dtype.itemsize).view(dtype)
+
+    def check():
+        around = torch.cat([zones[:GUARD], zones[-GUARD:]]).view(torch.uint8)
+        assert bool((around == SENTINEL).all()), "a kernel wrote outside its output"
+
+    return zones[GUARD:-GUARD].view(shape), check
+
+
 class Simt:
-    """The module tfq_simt; products take the operands of tfq.ops and some of their own."""
+    """The module tfq_simt; the functions take the operands of tfq.ops, products some of their own."""
 
     def __init__(self, folder):
         (path,) = folder.glob("tfq_simt*.so")
@@ -104,27 +125,98 @@ class Simt:
         rows = torch.Size(shape).numel()
         packed = _cuda.device_weight(weight)
         shape = torch.Size((*shape, n // 2 if activation == "geglu" else n))
-        guarded = torch.full((shape.numel() + 2 * GUARD,), SENTINEL, dtype=torch.uint8)
-        guarded = guarded.repeat_interleave(out_dtype.itemsize).view(out_dtype)
-        out = guarded[GUARD:-GUARD].view(shape)
+        out, check = guarded_empty(shape, out_dtype)
         samples = 1
         if temporal is not None:
             samples = len(temporal if temporal_rows is None else temporal_rows)
-        pointer = lambda tensor: 0 if tensor is None else tensor.data_ptr()  # noqa: E731
-        pair = lambda table: (0, 0) if table is None else (table.data_ptr(), table.stride(0))  # noqa: E731
         epilogue = (
-            pair(qparams), rows // qparams.shape[0], weight_scale.data_ptr(), weight_sum.data_ptr(),
-            pointer(bias), pointer(temporal), 0 if temporal is None else temporal.stride(0),
-            rows // samples, pointer(residual),
+            _table(qparams), rows // qparams.shape[0], weight_scale.data_ptr(), weight_sum.data_ptr(),
+            _address(bias), _address(temporal), 0 if temporal is None else temporal.stride(0),
+            rows // samples, _address(residual),
             0 if residual is None else DTYPE_CODES[residual.dtype], out.data_ptr(),
-            DTYPE_CODES[out_dtype], pair(out_qparams),
+            DTYPE_CODES[out_dtype], _table(out_qparams),
         )  # fmt: skip
         options = (
-            ACTIVATIONS[activation], pointer(temporal_rows), pointer(quantized_out),
+            ACTIVATIONS[activation], _address(temporal_rows), _address(quantized_out),
             self.workspace.data_ptr(), self.workspace.numel(),
             -1 if tile is None else self.tiles.index(tile), splits,
         )  # fmt: skip
         call(n, packed, epilogue, options)
-        zones = torch.cat([guarded[:GUARD], guarded[-GUARD:]]).view(torch.uint8)
-        assert bool((zones == SENTINEL).all()), "a kernel wrote outside its output"
+        check()
+        return out
+
+    def _quantized(self, shape, groups, qparams):
+        """(uint8 output, its check, qparams to return, native qparams, address of dynamic ones)."""
+        q, check = guarded_empty(shape, torch.uint8)
+        if qparams is not None:
+            return q, check, qparams, _table(qparams), 0
+        dynamic = torch.empty((groups, 3))
+        return q, check, dynamic, (0, 0), dynamic.data_ptr()
+
+    def quantize(self, x, qparams=None, groups=None):
+        """:func:`tfq.ops.quantize` of 2-D `x`."""
+        groups = groups or (len(x) if qparams is None else len(qparams))
+        q, check, result, native, dynamic = self._quantized(x.shape, groups, qparams)
+        workspace = torch.empty(self.native.cuda_image_workspace(groups, 1, x.numel() // groups))
+        self.native.cuda_quantize(
+            x.data_ptr(), DTYPE_CODES[x.dtype], groups, x.numel() // groups, native, dynamic,
+            q.data_ptr(), workspace.data_ptr(), NOWHERE,
+        )  # fmt: skip
+        check()
+        return q, result
+
+    def group_norm_silu_quantize(
+        self, x, num_groups, weight, bias, eps=1e-5, *, x2=None, silu=True, qparams=None
+    ):
+        batch, channels, height, width = x.shape
+        channels2 = 0 if x2 is None else x2.shape[1]
+        total = channels + channels2
+        shape = (batch, height, width, total)
+        q, check, result, native, dynamic = self._quantized(shape, batch, qparams)
+        if qparams is not None and len(qparams) == 1:
+            native = (native[0], 0)
+        size = self.native.cuda_image_workspace(batch, height * width, total)
+        workspace, check_workspace = guarded_empty((size,), torch.float32)
+        self.native.cuda_group_norm_silu_quantize(
+            x.data_ptr(), _address(x2), DTYPE_CODES[x.dtype],
+            (batch, height * width, channels, channels2, num_groups), eps, silu, weight.data_ptr(),
+            bias.data_ptr(), weight.stride(0) if weight.dim() == 2 else 0, native, dynamic,
+            q.data_ptr(), workspace.data_ptr(), NOWHERE,
+        )  # fmt: skip
+        check()
+        check_workspace()
+        return q.permute(0, 3, 1, 2), result
+
+    def layer_norm_quantize(self, x, weight, bias, eps=1e-5, *, qparams=None):
+        rows, channels = x.shape
+        q, check, result, native, dynamic = self._quantized(x.shape, rows, qparams)
+        self.native.cuda_layer_norm_quantize(
+            x.data_ptr(), DTYPE_CODES[x.dtype], rows, channels, eps, _address(weight),
+            _address(bias), native, rows // len(result), dynamic, q.data_ptr(), NOWHERE,
+        )  # fmt: skip
+        check()
+        return q, result
+
+    def geglu_quantize(self, x, *, qparams=None):
+        rows, channels = len(x), x.shape[1] // 2
+        q, check, result, native, dynamic = self._quantized((rows, channels), rows, qparams)
+        self.native.cuda_geglu_quantize(
+            x.data_ptr(), DTYPE_CODES[x.dtype], rows, channels, native, rows // len(result), dynamic,
+            q.data_ptr(), NOWHERE,
+        )  # fmt: skip
+        check()
+        return q, result
+
+    def temporal_gather(self, table, rows, quantized=None):
+        """`quantized`: (uint8 table, (rows, features, 2) parameters, int32 feature of each column)."""
+        width = (table if quantized is None else quantized[0]).shape[1]
+        height = len(table if quantized is None else quantized[0])
+        out, check = guarded_empty((len(rows), width), torch.float32)
+        native = (0, 0, 0, 0)
+        if quantized is not None:
+            native = (*(t.data_ptr() for t in quantized), quantized[1].shape[1])
+        self.native.cuda_temporal_gather(
+            _address(table), height, width, rows.data_ptr(), len(rows), out.data_ptr(), native, NOWHERE
+        )
+        check()
         return out

@@ -50,91 +50,45 @@ void conv2d_s8(Address x, const py::tuple& geometry, Address weight, const py::t
   cpu::conv2d_s8(args);
 }
 
+template <typename Args>
+void run(void (*operation)(const Args&), const Args& args) {
+  cpu_dtype(static_cast<int32_t>(args.x_dtype));
+  py::gil_scoped_release release;
+  operation(args);
+}
+
 void quantize(Address x, int32_t x_dtype, int64_t groups, int64_t group_size,
               const py::tuple& qparams, Address dynamic_qparams, Address out) {
-  check_sizes("quantize", {groups, group_size});
-  const QuantizeArgs args{pointer<const void>(x),
-                          cpu_dtype(x_dtype),
-                          groups,
-                          group_size,
-                          qparams_of(qparams),
-                          pointer<float>(dynamic_qparams),
-                          pointer<uint8_t>(out)};
-  py::gil_scoped_release release;
-  cpu::quantize(args);
+  run(cpu::quantize,
+      quantize_args(x, x_dtype, groups, group_size, qparams, dynamic_qparams, out));
 }
 
 void group_norm_silu_quantize(Address x, Address x2, int32_t x_dtype, const py::tuple& shape,
                               float eps, bool silu, Address weight, Address bias,
                               int64_t affine_stride, const py::tuple& qparams,
                               Address dynamic_qparams, Address out) {
-  TFQ_CHECK(shape.size() == 5, "group_norm_silu_quantize: shape must have 5 entries, got ",
-            shape.size());
-  int64_t v[5];
-  for (size_t i = 0; i < 5; ++i) v[i] = shape[i].cast<int64_t>();
-  check_sizes("group_norm_silu_quantize", {v[0], v[1], v[2], v[3]});
-  TFQ_CHECK(v[4] > 0 && (v[2] + v[3]) % v[4] == 0, "group_norm_silu_quantize: ", v[2] + v[3],
-            " channels do not divide into ", v[4], " groups");
-  const GroupNormArgs args{pointer<const void>(x),
-                           pointer<const void>(x2),
-                           cpu_dtype(x_dtype),
-                           v[0],
-                           v[1],
-                           v[2],
-                           v[3],
-                           v[4],
-                           eps,
-                           silu,
-                           pointer<const float>(weight),
-                           pointer<const float>(bias),
-                           affine_stride,
-                           qparams_of(qparams),
-                           pointer<float>(dynamic_qparams),
-                           pointer<uint8_t>(out)};
-  py::gil_scoped_release release;
-  cpu::group_norm_silu_quantize(args);
+  run(cpu::group_norm_silu_quantize,
+      group_norm_args(x, x2, x_dtype, shape, eps, silu, weight, bias, affine_stride, qparams,
+                      dynamic_qparams, out));
 }
 
 void layer_norm_quantize(Address x, int32_t x_dtype, int64_t rows, int64_t channels, float eps,
                          Address weight, Address bias, const py::tuple& qparams,
                          int64_t rows_per_group, Address dynamic_qparams, Address out) {
-  check_sizes("layer_norm_quantize", {rows, channels});
-  const LayerNormArgs args{pointer<const void>(x),
-                           cpu_dtype(x_dtype),
-                           rows,
-                           channels,
-                           eps,
-                           pointer<const float>(weight),
-                           pointer<const float>(bias),
-                           qparams_of(qparams),
-                           rows_per_group,
-                           pointer<float>(dynamic_qparams),
-                           pointer<uint8_t>(out)};
-  py::gil_scoped_release release;
-  cpu::layer_norm_quantize(args);
+  run(cpu::layer_norm_quantize, layer_norm_args(x, x_dtype, rows, channels, eps, weight, bias,
+                                                qparams, rows_per_group, dynamic_qparams, out));
 }
 
 void geglu_quantize(Address x, int32_t x_dtype, int64_t rows, int64_t channels,
                     const py::tuple& qparams, int64_t rows_per_group, Address dynamic_qparams,
                     Address out) {
-  check_sizes("geglu_quantize", {rows, channels});
-  const GegluArgs args{pointer<const void>(x),
-                       cpu_dtype(x_dtype),
-                       rows,
-                       channels,
-                       qparams_of(qparams),
-                       rows_per_group,
-                       pointer<float>(dynamic_qparams),
-                       pointer<uint8_t>(out)};
-  py::gil_scoped_release release;
-  cpu::geglu_quantize(args);
+  run(cpu::geglu_quantize, geglu_args(x, x_dtype, rows, channels, qparams, rows_per_group,
+                                      dynamic_qparams, out));
 }
 
 void temporal_gather(Address table, int64_t table_rows, int64_t width, Address rows, int64_t count,
                      Address out) {
-  check_sizes("temporal_gather", {table_rows, width, count});
-  const TemporalGatherArgs args{pointer<const float>(table),  table_rows, width,
-                                pointer<const int64_t>(rows), count,      pointer<float>(out)};
+  const TemporalGatherArgs args = gather_args(table, table_rows, width, rows, count, out);
   py::gil_scoped_release release;
   cpu::temporal_gather(args);
 }

@@ -53,6 +53,54 @@ void conv2d_s8(Address x, Address x2, int64_t channels2, const py::tuple& geomet
                   launch_of(launch));
 }
 
+void quantize(Address x, int32_t x_dtype, int64_t groups, int64_t group_size,
+              const py::tuple& qparams, Address dynamic_qparams, Address out, Address workspace,
+              const py::tuple& launch) {
+  cuda::quantize(quantize_args(x, x_dtype, groups, group_size, qparams, dynamic_qparams, out),
+                 pointer<float>(workspace), launch_of(launch));
+}
+
+void group_norm_silu_quantize(Address x, Address x2, int32_t x_dtype, const py::tuple& shape,
+                              float eps, bool silu, Address weight, Address bias,
+                              int64_t affine_stride, const py::tuple& qparams,
+                              Address dynamic_qparams, Address out, Address workspace,
+                              const py::tuple& launch) {
+  cuda::group_norm_silu_quantize(
+      group_norm_args(x, x2, x_dtype, shape, eps, silu, weight, bias, affine_stride, qparams,
+                      dynamic_qparams, out),
+      pointer<float>(workspace), launch_of(launch));
+}
+
+void layer_norm_quantize(Address x, int32_t x_dtype, int64_t rows, int64_t channels, float eps,
+                         Address weight, Address bias, const py::tuple& qparams,
+                         int64_t rows_per_group, Address dynamic_qparams, Address out,
+                         const py::tuple& launch) {
+  cuda::layer_norm_quantize(layer_norm_args(x, x_dtype, rows, channels, eps, weight, bias, qparams,
+                                            rows_per_group, dynamic_qparams, out),
+                            launch_of(launch));
+}
+
+void geglu_quantize(Address x, int32_t x_dtype, int64_t rows, int64_t channels,
+                    const py::tuple& qparams, int64_t rows_per_group, Address dynamic_qparams,
+                    Address out, const py::tuple& launch) {
+  cuda::geglu_quantize(geglu_args(x, x_dtype, rows, channels, qparams, rows_per_group,
+                                  dynamic_qparams, out),
+                       launch_of(launch));
+}
+
+// quantized: (table, parameters, feature_of_column, features), read where `table` is 0.
+void temporal_gather(Address table, int64_t table_rows, int64_t width, Address rows, int64_t count,
+                     Address out, const py::tuple& quantized, const py::tuple& launch) {
+  TFQ_CHECK(quantized.size() == 4, "temporal_gather: quantized must have 4 entries, got ",
+            quantized.size());
+  cuda::temporal_gather(gather_args(table, table_rows, width, rows, count, out),
+                        {pointer<const uint8_t>(quantized[0].cast<Address>()),
+                         pointer<const float>(quantized[1].cast<Address>()),
+                         pointer<const int32_t>(quantized[2].cast<Address>()),
+                         quantized[3].cast<int64_t>()},
+                        launch_of(launch));
+}
+
 // The choice for a product, from facts about a device that need not be there: (tile name, splits,
 // one line a candidate).
 py::tuple choose_product(int64_t m, int64_t n, int64_t k, int64_t workspace,
@@ -84,6 +132,12 @@ void bind_cuda(py::module_& module) {
   module.def("cuda_available", [] { return !cuda::built_archs().empty(); });
   module.def("cuda_gemm_s8", gemm_s8);
   module.def("cuda_conv2d_s8", conv2d_s8);
+  module.def("cuda_quantize", quantize);
+  module.def("cuda_group_norm_silu_quantize", group_norm_silu_quantize);
+  module.def("cuda_layer_norm_quantize", layer_norm_quantize);
+  module.def("cuda_geglu_quantize", geglu_quantize);
+  module.def("cuda_temporal_gather", temporal_gather);
+  module.def("cuda_image_workspace", cuda::image_workspace);
   module.def("cuda_tiles", tiles);
   module.def("cuda_choose_product", choose_product);
   module.def("cuda_conv_problem", conv_problem);

@@ -54,4 +54,87 @@ inline ConvGeometry geometry_of(const pybind11::tuple& t) {
   return {v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7], v[8], v[9], v[10], v[11], v[12], v[13]};
 }
 
+inline QuantizeArgs quantize_args(Address x, int32_t x_dtype, int64_t groups, int64_t group_size,
+                                  const pybind11::tuple& qparams, Address dynamic_qparams,
+                                  Address out) {
+  check_sizes("quantize", {groups, group_size});
+  return {pointer<const void>(x),
+          dtype_of(x_dtype),
+          groups,
+          group_size,
+          qparams_of(qparams),
+          pointer<float>(dynamic_qparams),
+          pointer<uint8_t>(out)};
+}
+
+// shape: (batch, pixels, channels, channels2, num_groups)
+inline GroupNormArgs group_norm_args(Address x, Address x2, int32_t x_dtype,
+                                     const pybind11::tuple& shape, float eps, bool silu,
+                                     Address weight, Address bias, int64_t affine_stride,
+                                     const pybind11::tuple& qparams, Address dynamic_qparams,
+                                     Address out) {
+  TFQ_CHECK(shape.size() == 5, "group_norm_silu_quantize: shape must have 5 entries, got ",
+            shape.size());
+  int64_t v[5];
+  for (size_t i = 0; i < 5; ++i) v[i] = shape[i].cast<int64_t>();
+  check_sizes("group_norm_silu_quantize", {v[0], v[1], v[2], v[3]});
+  TFQ_CHECK(v[4] > 0 && (v[2] + v[3]) % v[4] == 0, "group_norm_silu_quantize: ", v[2] + v[3],
+            " channels do not divide into ", v[4], " groups");
+  return {pointer<const void>(x),
+          pointer<const void>(x2),
+          dtype_of(x_dtype),
+          v[0],
+          v[1],
+          v[2],
+          v[3],
+          v[4],
+          eps,
+          silu,
+          pointer<const float>(weight),
+          pointer<const float>(bias),
+          affine_stride,
+          qparams_of(qparams),
+          pointer<float>(dynamic_qparams),
+          pointer<uint8_t>(out)};
+}
+
+inline LayerNormArgs layer_norm_args(Address x, int32_t x_dtype, int64_t rows, int64_t channels,
+                                     float eps, Address weight, Address bias,
+                                     const pybind11::tuple& qparams, int64_t rows_per_group,
+                                     Address dynamic_qparams, Address out) {
+  check_sizes("layer_norm_quantize", {rows, channels});
+  return {pointer<const void>(x),
+          dtype_of(x_dtype),
+          rows,
+          channels,
+          eps,
+          pointer<const float>(weight),
+          pointer<const float>(bias),
+          qparams_of(qparams),
+          rows_per_group,
+          pointer<float>(dynamic_qparams),
+          pointer<uint8_t>(out)};
+}
+
+inline GegluArgs geglu_args(Address x, int32_t x_dtype, int64_t rows, int64_t channels,
+                            const pybind11::tuple& qparams, int64_t rows_per_group,
+                            Address dynamic_qparams, Address out) {
+  check_sizes("geglu_quantize", {rows, channels});
+  return {pointer<const void>(x),
+          dtype_of(x_dtype),
+          rows,
+          channels,
+          qparams_of(qparams),
+          rows_per_group,
+          pointer<float>(dynamic_qparams),
+          pointer<uint8_t>(out)};
+}
+
+inline TemporalGatherArgs gather_args(Address table, int64_t table_rows, int64_t width,
+                                      Address rows, int64_t count, Address out) {
+  check_sizes("temporal_gather", {table_rows, width, count});
+  return {pointer<const float>(table),  table_rows, width,
+          pointer<const int64_t>(rows), count,      pointer<float>(out)};
+}
+
 }  // namespace tfq::bindings

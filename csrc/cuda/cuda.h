@@ -34,4 +34,22 @@ void gemm_s8(const GemmArgs& args, const ProductOptions& options, const Launch& 
 void conv2d_s8(const ConvArgs& args, const uint8_t* x2, int64_t channels2,
                const ProductOptions& options, const Launch& launch);
 
+// float32 values of workspace that quantize and group_norm_silu_quantize need.
+int64_t image_workspace(int64_t batch, int64_t pixels, int64_t channels);
+void quantize(const QuantizeArgs& args, float* workspace, const Launch& launch);
+void group_norm_silu_quantize(const GroupNormArgs& args, float* workspace, const Launch& launch);
+void layer_norm_quantize(const LayerNormArgs& args, const Launch& launch);
+void geglu_quantize(const GegluArgs& args, const Launch& launch);
+
+// Temporal features in uint8: feature f of row r is (q - z) * s with its own pair.
+struct QuantizedTable {
+  const uint8_t* table;      // (table_rows, width), used where TemporalGatherArgs::table is null
+  const float* parameters;   // (table_rows, features, 2): s, z
+  const int32_t* feature_of_column;  // (width), each in [0, features)
+  int64_t features;
+};
+// A row outside the table gives NaN.
+void temporal_gather(const TemporalGatherArgs& args, const QuantizedTable& quantized,
+                     const Launch& launch);
+
 }  // namespace tfq::cuda
