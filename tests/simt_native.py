@@ -99,9 +99,7 @@ class Simt:
     ):
         batch, channels, height, width = x.shape
         kernel, stride, pads = normalize_padding(kernel_size, stride, padding)
-        out_h, out_w = conv_output_size(
-            (height * upsample, width * upsample), kernel, stride, pads
-        )
+        out_h, out_w = conv_output_size((height * upsample, width * upsample), kernel, stride, pads)
 
         def call(n, weight, epilogue, native_options):
             geometry = (
@@ -110,7 +108,13 @@ class Simt:
             )  # fmt: skip
             second = (0, 0) if x2 is None else (x2.data_ptr(), x2.shape[1])
             self.native.cuda_conv2d_s8(
-                x.data_ptr(), *second, geometry, weight.data_ptr(), epilogue, native_options, NOWHERE
+                x.data_ptr(),
+                *second,
+                geometry,
+                weight.data_ptr(),
+                epilogue,
+                native_options,
+                NOWHERE,
             )
 
         out = self._product((batch, out_h, out_w), call, *operands, **options)
@@ -216,7 +220,14 @@ class Simt:
         if quantized is not None:
             native = (*(t.data_ptr() for t in quantized), quantized[1].shape[1])
         self.native.cuda_temporal_gather(
-            _address(table), height, width, rows.data_ptr(), len(rows), out.data_ptr(), native, NOWHERE
+            _address(table),
+            height,
+            width,
+            rows.data_ptr(),
+            len(rows),
+            out.data_ptr(),
+            native,
+            NOWHERE,
         )
         check()
         return out

@@ -44,7 +44,9 @@ def test_quantize(simt, order, lazy, shape):
         x = torch.randn(shape).to(dtype)
         qparams = strided_rows(random_qparams(shape[0]))
         special = not_finite(x.clone())
-        assert_same_bits(simt.quantize(special, qparams)[0], reference.quantize(special, qparams)[0])
+        assert_same_bits(
+            simt.quantize(special, qparams)[0], reference.quantize(special, qparams)[0]
+        )
         actual, expected = simt.quantize(x), reference.quantize(x)
         assert_same_bits(actual[1], expected[1], f"{dtype}: ranges")
         assert_same_bits(actual[0], expected[0], str(dtype))
@@ -141,9 +143,15 @@ def test_temporal_gather_of_a_quantized_table(simt):
 
 class TestErrors:
     def test_run_length(self, simt):
-        with pytest.raises(ValueError, match="layer_norm_quantize: CUDA kernels need channels to be a positive multiple of 8, got 12"):
+        with pytest.raises(
+            ValueError,
+            match="layer_norm_quantize: CUDA kernels need channels to be a positive multiple of 8, got 12",
+        ):
             simt.layer_norm_quantize(**layer_norm_operands(2, 12))
 
     def test_row_too_long(self, simt):
-        with pytest.raises(ValueError, match="geglu_quantize: 50000 channels need 200016 bytes of shared memory, a block has 166912"):
+        with pytest.raises(
+            ValueError,
+            match="geglu_quantize: 50000 channels need 200016 bytes of shared memory, a block has 166912",
+        ):
             simt.geglu_quantize(torch.zeros(1, 100000))

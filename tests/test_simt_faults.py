@@ -85,13 +85,15 @@ def test_early_refill_needs_a_warp_that_runs_ahead(simt):
 
 def test_early_return_is_reported(simt):
     for result in outcomes(simt, RETURN_BEFORE_BARRIER).values():
-        assert "stuck: of 128 threads" in result or "never committed" in result or "under way" in result
+        assert (
+            "stuck: of 128 threads" in result
+            or "never committed" in result
+            or "under way" in result
+        )
 
 
 def test_store_beyond_the_rows(simt):
-    assert set(outcomes(simt, STORE_BEYOND_ROWS).values()) == {
-        "a kernel wrote outside its output"
-    }
+    assert set(outcomes(simt, STORE_BEYOND_ROWS).values()) == {"a kernel wrote outside its output"}
 
 
 def test_missing_swizzle_is_right_but_conflicts(simt):

@@ -162,7 +162,9 @@ def test_silu(simt, tile):
     operands = gemm_operands(70, 72, 64)
     operands["out_qparams"] = random_qparams(1)
     linear = reference.gemm_s8(**{**operands, "out_qparams": None})
-    expected, _ = reference.quantize(torch.nn.functional.silu(linear.double()).float(), operands["out_qparams"])
+    expected, _ = reference.quantize(
+        torch.nn.functional.silu(linear.double()).float(), operands["out_qparams"]
+    )
     actual = simt.gemm_s8(**operands, out_dtype=torch.uint8, activation="silu", tile=tile)
     assert_quantized_close(actual, expected)
 
@@ -259,7 +261,11 @@ def test_device_weight_layout():
 
 class TestErrors:
     def test_depth(self, simt):
-        with pytest.raises(ValueError, match="(?s)gemm_s8: no kernel for m=4, n=8, k=24 .*64x64x64_w2x2 k/1: declined: k must be a multiple of 16, got 24"):
+        with pytest.raises(
+            ValueError,
+            match="(?s)gemm_s8: no kernel for m=4, n=8, k=24 .*64x64x64_w2x2 k/1: declined: k must be "
+            "a multiple of 16, got 24",
+        ):
             simt.gemm_s8(**gemm_operands(4, 8, 24))
 
     def test_width(self, simt):
@@ -267,7 +273,9 @@ class TestErrors:
             simt.gemm_s8(**gemm_operands(4, 12, 16))
 
     def test_channels(self, simt):
-        with pytest.raises(ValueError, match="need channels that are multiples of 16, got 24 and 0"):
+        with pytest.raises(
+            ValueError, match="need channels that are multiples of 16, got 24 and 0"
+        ):
             simt.conv2d_s8(**conv_operands((1, 24, 4, 4, 8, 3, 1, 1, 1)))
 
     def test_alignment(self, simt):
@@ -283,7 +291,9 @@ class TestErrors:
     def test_old_device_declines_every_tile(self, simt):
         simt.native.set_device(75, 40, 65536, 65536)
         try:
-            with pytest.raises(ValueError, match="needs compute capability 8.0, the device has 7.5"):
+            with pytest.raises(
+                ValueError, match="needs compute capability 8.0, the device has 7.5"
+            ):
                 simt.gemm_s8(**gemm_operands(4, 8, 16))
         finally:
             simt.native.set_device(80, 108, 166912, 167936)

@@ -15,7 +15,7 @@ def programs():
 
 
 def test_shim(programs):
-    oracle = simt_native.SOURCE / "oracle" / "fragments.txt"
+    oracle = simt_native.SOURCE / "oracle" / "fragments.tsv"
     assert "0 failures" in simt_native.run(programs, "test_shim", oracle)
 
 

@@ -125,10 +125,25 @@ std::vector<std::string> tiles() {
   return names;
 }
 
+// pybind11's register_exception would export symbols that carry our names.
+PyObject* cuda_error = nullptr;
+
+void translate_cuda_error(std::exception_ptr exception) {
+  try {
+    if (exception) std::rethrow_exception(exception);
+  } catch (const cuda::CudaError& error) {
+    PyErr_SetString(cuda_error, error.what());
+  }
+}
+
 }  // namespace
 
 void bind_cuda(py::module_& module) {
-  py::register_exception<cuda::CudaError>(module, "CudaError", PyExc_RuntimeError);
+  if (!cuda_error) {
+    cuda_error = PyErr_NewException("tfq._C.CudaError", PyExc_RuntimeError, nullptr);
+    py::register_exception_translator(translate_cuda_error);
+  }
+  module.attr("CudaError") = py::handle(cuda_error);
   module.def("cuda_available", [] { return !cuda::built_archs().empty(); });
   module.def("cuda_gemm_s8", gemm_s8);
   module.def("cuda_conv2d_s8", conv2d_s8);

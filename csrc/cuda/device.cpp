@@ -3,10 +3,11 @@
 #include <cuda_runtime_api.h>
 
 #include <mutex>
+#include <sstream>
 #include <vector>
 
 #include "common/check.h"
-#include "cuda/simt.h"
+#include "cuda/cuda.h"
 
 namespace tfq::cuda {
 namespace {
@@ -63,6 +64,13 @@ void check_launch(int status, const simt::LaunchConfig& config) {
                           cudaGetErrorString(error), " (grid ", config.grid.x, " x ",
                           config.grid.y, " x ", config.grid.z, ", ", config.threads, " threads, ",
                           config.shared_bytes, " bytes of shared memory)"));
+}
+
+std::vector<std::string> built_archs() {
+  std::vector<std::string> archs;
+  std::istringstream list(TFQ_CUDA_ARCHS);
+  for (std::string arch; std::getline(list, arch, ',');) archs.push_back(arch);
+  return archs;
 }
 
 }  // namespace tfq::cuda

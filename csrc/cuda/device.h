@@ -1,13 +1,9 @@
 // Facts about a device, and errors of launches; free of CUDA headers.
 #pragma once
 
-#include <cstdint>
 #include <stdexcept>
-#include <string>
 
-namespace tfq::simt {
-struct LaunchConfig;
-}
+#include "cuda/launch_config.h"
 
 namespace tfq::cuda {
 

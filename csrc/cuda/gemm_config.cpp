@@ -27,6 +27,9 @@ constexpr int64_t kFewestBlocksOfK = 8;  // in a part
 // what wgmma would.
 double multiply_rate(int arch) { return arch == 80 || arch == 90 || arch == 100 ? 2048.0 : 1024.0; }
 
+// Bytes a cycle from L2 to a multiprocessor: more on the data-centre cards.
+double l2_rate(int arch) { return arch == 80 || arch == 90 || arch == 100 ? 46.0 : 16.0; }
+
 int64_t tiles_of(const ProductProblem& p, const Tile& tile) {
   return ceil_div(p.m, tile.block_m) * ceil_div(p.n, tile.block_n);
 }
@@ -42,7 +45,8 @@ double modelled_cycles(const ProductProblem& p, const Tile& tile, const DeviceFa
   const double resident = device.shared_per_multiprocessor /
                           (tile.shared_bytes() + kReservedSharedBytes);
   const bool few = static_cast<int>(resident) * warps < kWarpsToHideLatency;
-  const double step = std::max(multiply, shared) * (few ? kFewWarpsPenalty : 1.0);
+  const double l2 = tile.stage_bytes() / l2_rate(device.arch);
+  const double step = std::max({multiply, shared, l2}) * (few ? kFewWarpsPenalty : 1.0);
   const double reduction = splits > 1 ? 3 * 4 * outputs / kReductionBytesPerCycle : 0.0;
   const double block = static_cast<double>(ceil_div(ceil_div(p.k, kBlockK), splits)) * step +
                        outputs * kEpilogueInstructions / kLanes + reduction;
@@ -52,7 +56,9 @@ double modelled_cycles(const ProductProblem& p, const Tile& tile, const DeviceFa
 
 std::string why_not(const ProductProblem& p, const Tile& tile, const DeviceFacts& device,
                     int splits, bool forced) {
-  if (device.arch < 80) return message("needs compute capability 8.0, the device has ", device.arch / 10, ".", device.arch % 10);
+  if (device.arch < 80)
+    return message("needs compute capability 8.0, the device has ", device.arch / 10, ".",
+                   device.arch % 10);
   if (p.k % 16 != 0) return message("k must be a multiple of 16, got ", p.k);
   if (p.m >= kMaxRows || p.n >= kMaxRows || p.k >= kMaxRows)
     return message("m, n and k must be below 2^31, got ", p.m, ", ", p.n, ", ", p.k);

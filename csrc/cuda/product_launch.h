@@ -2,7 +2,7 @@
 #pragma once
 
 #include "cuda/cuda.h"
-#include "cuda/simt.h"
+#include "cuda/launch_config.h"
 
 namespace tfq::cuda {
 

@@ -8,23 +8,7 @@
 
 #include <cstdint>
 
-namespace tfq::simt {
-
-struct Dim3 {
-  uint32_t x = 1, y = 1, z = 1;
-};
-
-struct LaunchConfig {
-  const char* kernel;  // name, for errors
-  Dim3 grid;
-  uint32_t threads;       // of a block, a multiple of kWarpSize
-  uint32_t shared_bytes;  // dynamic
-  void* stream;           // cudaStream_t
-};
-
-constexpr int kWarpSize = 32;
-
-}  // namespace tfq::simt
+#include "cuda/launch_config.h"
 
 #ifdef TFQ_SIMT_HOST
 

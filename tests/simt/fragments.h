@@ -1,5 +1,5 @@
 // Which element of a matrix each register of each lane holds. The emulated instructions use these
-// maps; tests compare them with oracle/fragments.txt, which comes from CuTe's own layouts.
+// maps; tests compare them with oracle/fragments.tsv, which comes from CuTe's own layouts.
 #pragma once
 
 namespace tfq::simt {

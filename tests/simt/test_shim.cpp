@@ -131,7 +131,7 @@ void conversions() {
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc != 2) return std::fprintf(stderr, "usage: test_shim fragments.txt\n"), 2;
+  if (argc != 2) return std::fprintf(stderr, "usage: test_shim fragments.tsv\n"), 2;
   fragments_match_the_oracle(argv[1]);
   barrier_is_needed_and_seen();
   reports_name_the_problem();

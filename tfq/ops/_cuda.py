@@ -1,7 +1,7 @@
 """What the CUDA kernels need beyond the CPU's: their own weight layout, a stream, a workspace.
 
-Everything here is derived from CUDA tensors on first use and kept, so that a launch neither
-allocates nor waits and can be captured into a CUDA graph after one ordinary call.
+Weights and the workspace of split-K are made on first use and kept: after one ordinary call, calls
+neither wait nor allocate but from torch's caching allocator, and can be captured into a CUDA graph.
 """
 
 import torch
@@ -14,7 +14,7 @@ CHANNEL_GROUP = 32
 NO_CHOICE = (-1, 0)  # tile and parts of k: the library chooses
 
 _weights = WeakTensorKeyDictionary()  # packed weight -> (version, device weight)
-_workspaces = {}  # (device index, stream) -> int32 zeros
+_workspaces = {}  # (device index, stream) -> int32 zeros, for split-K
 
 
 def device_weight(packed):
@@ -47,34 +47,56 @@ def cached_device_weight(packed):
     return entry[1]
 
 
-def launch(device):
+def _launch(device):
     """(device index, current stream of torch) for the native functions."""
     return device.index, torch.cuda.current_stream(device).cuda_stream
 
 
-def _workspace(device, stream):
+def _workspace(where, device):
     """Zeros that split-K leaves zero; one buffer a stream, for streams run side by side."""
-    key = (device.index, stream)
-    if key not in _workspaces:
-        _workspaces[key] = torch.zeros(WORKSPACE_VALUES, dtype=torch.int32, device=device)
-    return _workspaces[key]
+    if where not in _workspaces:
+        _workspaces[where] = torch.zeros(WORKSPACE_VALUES, dtype=torch.int32, device=device)
+    return _workspaces[where]
 
 
-def _options(x):
-    where = launch(x.device)
-    workspace = _workspace(x.device, where[1])
-    return (0, 0, 0, workspace.data_ptr(), workspace.numel(), *NO_CHOICE), where
+class Kernels:
+    """The functions of :mod:`tfq._C` of the same names, on the current stream of a CUDA device."""
 
+    def __init__(self, device):
+        self.device = device
+        self.where = _launch(device)
 
-def gemm_s8(x, rows, n, k, weight, epilogue):
-    """:func:`tfq._C.gemm_s8` on the device of `x`."""
-    options, where = _options(x)
-    weight = cached_device_weight(weight)
-    _C.cuda_gemm_s8(x.data_ptr(), rows, n, k, weight.data_ptr(), epilogue, options, where)
+    def gemm_s8(self, x, rows, n, k, weight, epilogue):
+        _C.cuda_gemm_s8(x, rows, n, k, weight, epilogue, self._options(), self.where)
 
+    def conv2d_s8(self, x, geometry, weight, epilogue):
+        _C.cuda_conv2d_s8(x, 0, 0, geometry, weight, epilogue, self._options(), self.where)
 
-def conv2d_s8(x, geometry, weight, epilogue):
-    """:func:`tfq._C.conv2d_s8` on the device of `x`."""
-    options, where = _options(x)
-    weight = cached_device_weight(weight)
-    _C.cuda_conv2d_s8(x.data_ptr(), 0, 0, geometry, weight.data_ptr(), epilogue, options, where)
+    def quantize(self, x, x_dtype, groups, group_size, *rest):
+        workspace = self._scratch(groups, 1, group_size)
+        _C.cuda_quantize(x, x_dtype, groups, group_size, *rest, workspace.data_ptr(), self.where)
+
+    def group_norm_silu_quantize(self, x, x2, x_dtype, shape, *rest):
+        batch, pixels, channels, channels2, _ = shape
+        workspace = self._scratch(batch, pixels, channels + channels2)
+        _C.cuda_group_norm_silu_quantize(
+            x, x2, x_dtype, shape, *rest, workspace.data_ptr(), self.where
+        )
+
+    def layer_norm_quantize(self, *arguments):
+        _C.cuda_layer_norm_quantize(*arguments, self.where)
+
+    def geglu_quantize(self, *arguments):
+        _C.cuda_geglu_quantize(*arguments, self.where)
+
+    def temporal_gather(self, *arguments):
+        _C.cuda_temporal_gather(*arguments, (0, 0, 0, 0), self.where)
+
+    def _options(self):
+        workspace = _workspace(self.where, self.device)
+        return (0, 0, 0, workspace.data_ptr(), workspace.numel(), *NO_CHOICE)
+
+    def _scratch(self, batch, pixels, channels):
+        """From torch's allocator, which is bound to the stream and allowed in a captured graph."""
+        size = _C.cuda_image_workspace(batch, pixels, channels)
+        return torch.empty(size, dtype=torch.float32, device=self.device)

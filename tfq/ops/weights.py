@@ -2,6 +2,7 @@
 
 import torch
 
+from tfq import reference
 from tfq._ext import _C
 from tfq.ops._checks import check_packed, require
 
@@ -27,6 +28,8 @@ def pack_weight(weight):
         raise ValueError(f"pack_weight: weight must be 2-D or 4-D, got {tuple(weight.shape)}")
     if weight.numel() and int(weight.min()) < -127:
         raise ValueError("pack_weight: weights must be in [-127, 127], got -128")
+    if not weight.is_cpu:
+        return reference.pack_weight(weight)
     if weight.dim() == 4:
         weight = weight.permute(0, 2, 3, 1)
     rows = weight.reshape(weight.shape[0], -1).contiguous()
@@ -44,6 +47,8 @@ def unpack_weight(packed, shape):
     for size in shape[1:]:
         k *= size
     check_packed("unpack_weight", packed, n, k)
+    if not packed.is_cpu:
+        return reference.unpack_weight(packed, shape)
     rows = torch.empty((n, k), dtype=torch.int8)
     _C.unpack_weight(packed.data_ptr(), n, k, rows.data_ptr())
     if len(shape) == 4:

@@ -1,8 +1,8 @@
-// Writes fragments.txt: where each lane's register bytes lie, from the layouts in CuTe's traits
+// Writes fragments.tsv: where each lane's register bytes lie, from the layouts in CuTe's traits
 // (CUTLASS headers 4.2.0, pip package nvidia-cutlass; CUDA headers 13.0). Run by hand:
 //
 //   g++ -std=c++17 -I$CUTLASS/include -I$CUDA/include -I$CUDA/include/cccl generate_fragments.cpp -o g
-//   ./g > fragments.txt
+//   ./g > fragments.tsv
 //
 // Lines: instruction operand lane register byte row column. A register of the accumulator is whole.
 #include <cstdio>
