@@ -16,4 +16,6 @@ endif()
 
 # The same float results on every level and compiler: no contraction, no fast math. errno and traps of
 # the math functions are not observed by anyone.
-add_compile_options(-ffp-contract=off -fno-math-errno -fno-trapping-math)
+add_compile_options(
+  "$<$<COMPILE_LANGUAGE:CXX>:-ffp-contract=off;-fno-math-errno;-fno-trapping-math>"
+  $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-ffp-contract=off>)

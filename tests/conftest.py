@@ -69,7 +69,7 @@ class GuardedTorch:
     def __getattr__(self, name):
         return getattr(torch, name)
 
-    def empty(self, shape, *, dtype, memory_format=torch.contiguous_format):
+    def empty(self, shape, *, dtype, device=None, memory_format=torch.contiguous_format):
         shape = torch.Size([shape] if isinstance(shape, int) else shape)
         buffer = torch.full(
             ((shape.numel() + 2 * GUARD) * dtype.itemsize,), SENTINEL, dtype=torch.uint8

@@ -103,7 +103,7 @@ CASES = [
     ("gemm_s8", {"bias": torch.ones(5, requires_grad=True)}, ValueError,
      "bias requires grad, but tfq is inference-only; detach it or call under torch.no_grad"),
     ("gemm_s8", {"bias": torch.ones(5, device="meta")}, NotImplementedError,
-     "bias is on 'meta', but this build of tfq has native kernels for 'cpu' only"),
+     "bias is on 'meta', but this build of tfq has native kernels for 'cpu'"),
     ("conv2d_s8", {"x": torch.zeros(2, 8, 4, 4, dtype=torch.uint8)}, ValueError,
      r"conv2d_s8: x must be torch.channels_last in memory, got shape \(2, 8, 4, 4\)"),
     ("conv2d_s8", {"x": torch.zeros(2, 8, dtype=torch.uint8)}, ValueError,

@@ -77,13 +77,121 @@ def geglu_quantize(
     /,
 ) -> None: ...
 def attention_s8(
-    query: int, key: int, value: int, dtype: int, shape: tuple, scale: float, out: int,
-    out_dtype: int, /,
+    query: int,
+    key: int,
+    value: int,
+    dtype: int,
+    shape: tuple,
+    scale: float,
+    out: int,
+    out_dtype: int,
+    /,
 ) -> None: ...
 def temporal_gather(
     table: int, table_rows: int, width: int, rows: int, count: int, out: int, /
 ) -> None: ...
 def temporal_gather_dequantize(
-    table: int, table_rows: int, width: int, qparams: int, offsets: int, features: int, rows: int,
-    count: int, out: int, /,
+    table: int,
+    table_rows: int,
+    width: int,
+    qparams: int,
+    offsets: int,
+    features: int,
+    rows: int,
+    count: int,
+    out: int,
+    /,
 ) -> None: ...
+
+class CudaError(RuntimeError): ...
+
+# CUDA: the functions above on device memory, with (device index, stream) last. Those of products take
+# `options` before it: (activation, temporal_rows, quantized_out, workspace, workspace_size, tile,
+# splits), see struct ProductOptions in csrc/cuda/cuda.h.
+def cuda_gemm_s8(
+    x: int, m: int, n: int, k: int, weight: int, epilogue: tuple, options: tuple, launch: tuple, /
+) -> None: ...
+def cuda_conv2d_s8(
+    x: int,
+    x2: int,
+    channels2: int,
+    geometry: tuple,
+    weight: int,
+    epilogue: tuple,
+    options: tuple,
+    launch: tuple,
+    /,
+) -> None: ...
+def cuda_quantize(
+    x: int,
+    x_dtype: int,
+    groups: int,
+    group_size: int,
+    qparams: tuple,
+    dynamic_qparams: int,
+    out: int,
+    workspace: int,
+    launch: tuple,
+    /,
+) -> None: ...
+def cuda_group_norm_silu_quantize(
+    x: int,
+    x2: int,
+    x_dtype: int,
+    shape: tuple,
+    eps: float,
+    silu: bool,
+    weight: int,
+    bias: int,
+    affine_stride: int,
+    qparams: tuple,
+    dynamic_qparams: int,
+    out: int,
+    workspace: int,
+    launch: tuple,
+    /,
+) -> None: ...
+def cuda_layer_norm_quantize(
+    x: int,
+    x_dtype: int,
+    rows: int,
+    channels: int,
+    eps: float,
+    weight: int,
+    bias: int,
+    qparams: tuple,
+    rows_per_group: int,
+    dynamic_qparams: int,
+    out: int,
+    launch: tuple,
+    /,
+) -> None: ...
+def cuda_geglu_quantize(
+    x: int,
+    x_dtype: int,
+    rows: int,
+    channels: int,
+    qparams: tuple,
+    rows_per_group: int,
+    dynamic_qparams: int,
+    out: int,
+    launch: tuple,
+    /,
+) -> None: ...
+def cuda_temporal_gather(
+    table: int,
+    table_rows: int,
+    width: int,
+    rows: int,
+    count: int,
+    out: int,
+    quantized: tuple,
+    launch: tuple,
+    /,
+) -> None: ...
+def cuda_image_workspace(batch: int, pixels: int, channels: int, /) -> int: ...
+def cuda_tiles() -> list[str]: ...
+def cuda_choose_product(
+    m: int, n: int, k: int, workspace: int, device: tuple, /
+) -> tuple[str, int, str]: ...
+def cuda_conv_problem(geometry: tuple, channels2: int, /) -> tuple[int, int, int]: ...

@@ -27,6 +27,7 @@ def _use_installed_package():
 _use_installed_package()
 
 from tfq import nn, ops, reference  # noqa: E402
+from tfq._ext import CudaError  # noqa: E402
 from tfq._version import __version__  # noqa: E402
 from tfq.config import TfqConfig  # noqa: E402
 from tfq.conversion import convert  # noqa: E402
@@ -36,6 +37,7 @@ from tfq.saving import save  # noqa: E402
 from tfq.temporal import temporal_blocks  # noqa: E402
 
 __all__ = [
+    "CudaError",
     "Report",
     "TfqConfig",
     "__version__",

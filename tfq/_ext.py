@@ -27,3 +27,5 @@ def _load():
 
 
 _C = _load()
+
+CudaError = _C.CudaError  # a RuntimeError: CUDA's text, the kernel and its configuration

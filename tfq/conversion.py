@@ -29,8 +29,15 @@ _TEMPORAL_REASONS = {
 
 
 def convert(
-    model, config=None, *, scheduler=None, num_inference_steps=None, calibration=None, prompts=None,
-    progress=None, checkpoint=None,
+    model,
+    config=None,
+    *,
+    scheduler=None,
+    num_inference_steps=None,
+    calibration=None,
+    prompts=None,
+    progress=None,
+    checkpoint=None,
 ):
     """Convert a diffusion UNet to INT8, in place.
 

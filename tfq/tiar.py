@@ -145,8 +145,7 @@ def closed_form(tib, hidden, exact, bits):
 def adaround(tib, hidden, exact, start, steps, seed, progress=None):
     """The released recipe from a rounding `start`; returns the least loss among those measured."""
     layers = [
-        _SoftLayer(layer, weight)
-        for layer, weight in zip(layers_of(tib), start, strict=True)
+        _SoftLayer(layer, weight) for layer, weight in zip(layers_of(tib), start, strict=True)
     ]
     biases = biases_of(tib)
     best, least, stale = start, rounded_loss(tib, hidden, exact, start, biases), 0
@@ -157,9 +156,12 @@ def adaround(tib, hidden, exact, start, steps, seed, progress=None):
         with torch.enable_grad():
             choices = [layer.choice() for layer in layers]
             weights = [
-                layer.real(layer.floor + choice) for layer, choice in zip(layers, choices, strict=True)
+                layer.real(layer.floor + choice)
+                for layer, choice in zip(layers, choices, strict=True)
             ]
-            loss = block_loss(block_outputs(tib, weights, biases, hidden[picked]), [e[picked] for e in exact])
+            loss = block_loss(
+                block_outputs(tib, weights, biases, hidden[picked]), [e[picked] for e in exact]
+            )
             progress_of_rounding = (step / steps - _WARMUP) / (1 - _WARMUP)
             if progress_of_rounding >= 0:
                 first, last = _EXPONENTS

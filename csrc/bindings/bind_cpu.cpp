@@ -4,6 +4,7 @@
 // groups).
 #include "bindings/args.h"
 #include "bindings/bindings.h"
+#include "bindings/convert.h"
 #include "cpu/attention_s8/attention_s8.h"
 #include "cpu/conv2d_s8/conv2d_s8.h"
 #include "cpu/dequantize_weight/dequantize_weight.h"
@@ -18,39 +19,16 @@ namespace py = pybind11;
 namespace tfq::bindings {
 namespace {
 
-QParams qparams_of(py::handle value) {
-  const auto pair = value.cast<py::tuple>();
-  return {pointer<const float>(pair[0].cast<Address>()), pair[1].cast<int64_t>()};
-}
-
-DType dtype_of(py::handle value) {
-  const auto code = value.cast<int32_t>();
+// The CPU has no kernels for float16.
+DType cpu_dtype(int32_t code) {
   TFQ_CHECK(code >= 0 && code <= 2, "dtype code must be 0, 1 or 2, got ", code);
   return static_cast<DType>(code);
 }
 
-// (qparams, rows_per_group, weight_scale, weight_sum, bias, temporal, temporal_stride,
-// rows_per_sample,
-//  residual, residual_dtype, out, out_dtype, requant)
-Epilogue epilogue_of(const py::tuple& t) {
-  TFQ_CHECK(t.size() == 13, "epilogue must have 13 entries, got ", t.size());
-  Epilogue e{};
-  e.input = qparams_of(t[0]);
-  e.rows_per_group = t[1].cast<int64_t>();
-  e.weight_scale = pointer<const float>(t[2].cast<Address>());
-  e.weight_sum = pointer<const int32_t>(t[3].cast<Address>());
-  e.bias = pointer<const float>(t[4].cast<Address>());
-  e.temporal = pointer<const float>(t[5].cast<Address>());
-  e.temporal_stride = t[6].cast<int64_t>();
-  e.rows_per_sample = t[7].cast<int64_t>();
-  e.residual = pointer<const void>(t[8].cast<Address>());
-  e.residual_dtype = dtype_of(t[9]);
-  e.out = pointer<void>(t[10].cast<Address>());
-  e.out_dtype = dtype_of(t[11]);
-  e.requant = qparams_of(t[12]);
-  TFQ_CHECK(e.rows_per_group > 0 && e.rows_per_sample > 0,
-            "epilogue: rows_per_group and rows_per_sample must be positive, got ", e.rows_per_group,
-            " and ", e.rows_per_sample);
+Epilogue cpu_epilogue(const py::tuple& t) {
+  const Epilogue e = epilogue_of(t);
+  cpu_dtype(static_cast<int32_t>(e.residual_dtype));
+  cpu_dtype(static_cast<int32_t>(e.out_dtype));
   return e;
 }
 
@@ -63,108 +41,56 @@ void gemm_s8(Address x, int64_t m, int64_t n, int64_t k, Address weight, Address
                       n,
                       k,
                       {pointer<const void>(weight), pointer<const uint8_t>(weight_zero_point)},
-                      epilogue_of(epilogue)};
+                      cpu_epilogue(epilogue)};
   py::gil_scoped_release release;
   cpu::gemm_s8(args);
 }
 
 void conv2d_s8(Address x, const py::tuple& geometry, Address weight, Address weight_zero_point,
                const py::tuple& epilogue) {
-  TFQ_CHECK(geometry.size() == 14, "conv2d_s8: geometry must have 14 entries, got ",
-            geometry.size());
-  int64_t v[14];
-  for (size_t i = 0; i < 14; ++i) v[i] = geometry[i].cast<int64_t>();
-  check_sizes("conv2d_s8", {v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7], v[8]});
-  TFQ_CHECK(v[9] > 0 && v[10] > 0, "conv2d_s8: stride must be positive, got ", v[9], ", ", v[10]);
-  TFQ_CHECK(v[13] == 1 || v[13] == 2, "conv2d_s8: upsample must be 1 or 2, got ", v[13]);
-  check_depth("conv2d_s8", v[3] * v[7] * v[8]);
   const ConvArgs args{
       pointer<const uint8_t>(x),
-      {v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7], v[8], v[9], v[10], v[11], v[12], v[13]},
+      geometry_of(geometry),
       {pointer<const void>(weight), pointer<const uint8_t>(weight_zero_point)},
-      epilogue_of(epilogue)};
+      cpu_epilogue(epilogue)};
   py::gil_scoped_release release;
   cpu::conv2d_s8(args);
 }
 
+template <typename Args>
+void run(void (*operation)(const Args&), const Args& args) {
+  cpu_dtype(static_cast<int32_t>(args.x_dtype));
+  py::gil_scoped_release release;
+  operation(args);
+}
+
 void quantize(Address x, int32_t x_dtype, int64_t groups, int64_t group_size,
               const py::tuple& qparams, Address dynamic_qparams, Address out) {
-  check_sizes("quantize", {groups, group_size});
-  const QuantizeArgs args{pointer<const void>(x),
-                          dtype_of(py::int_(x_dtype)),
-                          groups,
-                          group_size,
-                          qparams_of(qparams),
-                          pointer<float>(dynamic_qparams),
-                          pointer<uint8_t>(out)};
-  py::gil_scoped_release release;
-  cpu::quantize(args);
+  run(cpu::quantize,
+      quantize_args(x, x_dtype, groups, group_size, qparams, dynamic_qparams, out));
 }
 
 void group_norm_silu_quantize(Address x, Address x2, int32_t x_dtype, const py::tuple& shape,
                               float eps, bool silu, Address weight, Address bias,
                               int64_t affine_stride, const py::tuple& qparams,
                               Address dynamic_qparams, Address out) {
-  TFQ_CHECK(shape.size() == 5, "group_norm_silu_quantize: shape must have 5 entries, got ",
-            shape.size());
-  int64_t v[5];
-  for (size_t i = 0; i < 5; ++i) v[i] = shape[i].cast<int64_t>();
-  check_sizes("group_norm_silu_quantize", {v[0], v[1], v[2], v[3]});
-  TFQ_CHECK(v[4] > 0 && (v[2] + v[3]) % v[4] == 0, "group_norm_silu_quantize: ", v[2] + v[3],
-            " channels do not divide into ", v[4], " groups");
-  const GroupNormArgs args{pointer<const void>(x),
-                           pointer<const void>(x2),
-                           dtype_of(py::int_(x_dtype)),
-                           v[0],
-                           v[1],
-                           v[2],
-                           v[3],
-                           v[4],
-                           eps,
-                           silu,
-                           pointer<const float>(weight),
-                           pointer<const float>(bias),
-                           affine_stride,
-                           qparams_of(qparams),
-                           pointer<float>(dynamic_qparams),
-                           pointer<uint8_t>(out)};
-  py::gil_scoped_release release;
-  cpu::group_norm_silu_quantize(args);
+  run(cpu::group_norm_silu_quantize,
+      group_norm_args(x, x2, x_dtype, shape, eps, silu, weight, bias, affine_stride, qparams,
+                      dynamic_qparams, out));
 }
 
 void layer_norm_quantize(Address x, int32_t x_dtype, int64_t rows, int64_t channels, float eps,
                          Address weight, Address bias, const py::tuple& qparams,
                          int64_t rows_per_group, Address dynamic_qparams, Address out) {
-  check_sizes("layer_norm_quantize", {rows, channels});
-  const LayerNormArgs args{pointer<const void>(x),
-                           dtype_of(py::int_(x_dtype)),
-                           rows,
-                           channels,
-                           eps,
-                           pointer<const float>(weight),
-                           pointer<const float>(bias),
-                           qparams_of(qparams),
-                           rows_per_group,
-                           pointer<float>(dynamic_qparams),
-                           pointer<uint8_t>(out)};
-  py::gil_scoped_release release;
-  cpu::layer_norm_quantize(args);
+  run(cpu::layer_norm_quantize, layer_norm_args(x, x_dtype, rows, channels, eps, weight, bias,
+                                                qparams, rows_per_group, dynamic_qparams, out));
 }
 
 void geglu_quantize(Address x, int32_t x_dtype, int64_t rows, int64_t channels,
                     const py::tuple& qparams, int64_t rows_per_group, Address dynamic_qparams,
                     Address out) {
-  check_sizes("geglu_quantize", {rows, channels});
-  const GegluArgs args{pointer<const void>(x),
-                       dtype_of(py::int_(x_dtype)),
-                       rows,
-                       channels,
-                       qparams_of(qparams),
-                       rows_per_group,
-                       pointer<float>(dynamic_qparams),
-                       pointer<uint8_t>(out)};
-  py::gil_scoped_release release;
-  cpu::geglu_quantize(args);
+  run(cpu::geglu_quantize, geglu_args(x, x_dtype, rows, channels, qparams, rows_per_group,
+                                      dynamic_qparams, out));
 }
 
 void attention_s8(Address query, Address key, Address value, int32_t dtype, const py::tuple& shape,
@@ -180,7 +106,7 @@ void attention_s8(Address query, Address key, Address value, int32_t dtype, cons
   const AttentionArgs args{pointer<const void>(query),
                            pointer<const void>(key),
                            pointer<const void>(value),
-                           dtype_of(py::int_(dtype)),
+                           cpu_dtype(dtype),
                            v[0],
                            v[1],
                            v[2],
@@ -188,7 +114,7 @@ void attention_s8(Address query, Address key, Address value, int32_t dtype, cons
                            v[4],
                            scale,
                            pointer<void>(out),
-                           dtype_of(py::int_(out_dtype))};
+                           cpu_dtype(out_dtype)};
   TFQ_CHECK(args.dtype != DType::kUInt8 && args.out_dtype != DType::kUInt8,
             "attention_s8: dtypes must be float32 or bfloat16");
   py::gil_scoped_release release;
@@ -197,9 +123,7 @@ void attention_s8(Address query, Address key, Address value, int32_t dtype, cons
 
 void temporal_gather(Address table, int64_t table_rows, int64_t width, Address rows, int64_t count,
                      Address out) {
-  check_sizes("temporal_gather", {table_rows, width, count});
-  const TemporalGatherArgs args{pointer<const float>(table),  table_rows, width,
-                                pointer<const int64_t>(rows), count,      pointer<float>(out)};
+  const TemporalGatherArgs args = gather_args(table, table_rows, width, rows, count, out);
   py::gil_scoped_release release;
   cpu::temporal_gather(args);
 }
@@ -261,7 +185,7 @@ void dequantize_weight(Address weight, Address zero_point, int64_t n, int64_t k,
                                   k,
                                   pointer<const float>(scale),
                                   pointer<void>(out),
-                                  dtype_of(py::int_(out_dtype))};
+                                  cpu_dtype(out_dtype)};
   TFQ_CHECK(args.out_dtype != DType::kUInt8, "dequantize_weight: a weight is float32 or bfloat16");
   py::gil_scoped_release release;
   cpu::dequantize_weight(args);

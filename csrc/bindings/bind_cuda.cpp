@@ -1,15 +1,167 @@
-// CUDA operations. The functions exist in every build; without CUDA, csrc/cuda/stubs.cpp answers.
+// CUDA operations: bind_cpu.cpp's functions with two more arguments, the options of products and
+// the launch. They exist in every build; without CUDA, csrc/cuda/stubs.cpp answers.
 #include <pybind11/stl.h>
 
+#include "bindings/args.h"
 #include "bindings/bindings.h"
+#include "bindings/convert.h"
+#include "cuda/conv_config.h"
 #include "cuda/cuda.h"
 
 namespace py = pybind11;
 
 namespace tfq::bindings {
+namespace {
+
+// (device, stream)
+cuda::Launch launch_of(const py::tuple& t) {
+  TFQ_CHECK(t.size() == 2, "launch must have 2 entries, got ", t.size());
+  return {t[0].cast<int>(), pointer<void>(t[1].cast<Address>())};
+}
+
+// (activation, temporal_rows, quantized_out, workspace, workspace_size, tile, splits)
+cuda::ProductOptions options_of(const py::tuple& t) {
+  TFQ_CHECK(t.size() == 7, "options must have 7 entries, got ", t.size());
+  const auto activation = t[0].cast<int32_t>();
+  TFQ_CHECK(activation >= 0 && activation <= 2, "activation must be 0, 1 or 2, got ", activation);
+  return {static_cast<cuda::Activation>(activation),
+          pointer<const int64_t>(t[1].cast<Address>()),
+          pointer<uint8_t>(t[2].cast<Address>()),
+          pointer<int32_t>(t[3].cast<Address>()),
+          t[4].cast<int64_t>(),
+          t[5].cast<int>(),
+          t[6].cast<int>()};
+}
+
+void gemm_s8(Address x, int64_t m, int64_t n, int64_t k, Address weight, const py::tuple& epilogue,
+             const py::tuple& options, const py::tuple& launch) {
+  check_sizes("gemm_s8", {m, n, k});
+  check_depth("gemm_s8", k);
+  const GemmArgs args{pointer<const uint8_t>(x),
+                      m,
+                      n,
+                      k,
+                      {pointer<const void>(weight), nullptr},
+                      epilogue_of(epilogue)};
+  cuda::gemm_s8(args, options_of(options), launch_of(launch));
+}
+
+void conv2d_s8(Address x, Address x2, int64_t channels2, const py::tuple& geometry, Address weight,
+               const py::tuple& epilogue, const py::tuple& options, const py::tuple& launch) {
+  check_sizes("conv2d_s8", {channels2});
+  const ConvArgs args{pointer<const uint8_t>(x),
+                      geometry_of(geometry),
+                      {pointer<const void>(weight), nullptr},
+                      epilogue_of(epilogue)};
+  check_depth("conv2d_s8", args.geometry.kernel_h * args.geometry.kernel_w *
+                               (args.geometry.channels + channels2));
+  cuda::conv2d_s8(args, pointer<const uint8_t>(x2), channels2, options_of(options),
+                  launch_of(launch));
+}
+
+void quantize(Address x, int32_t x_dtype, int64_t groups, int64_t group_size,
+              const py::tuple& qparams, Address dynamic_qparams, Address out, Address workspace,
+              const py::tuple& launch) {
+  cuda::quantize(quantize_args(x, x_dtype, groups, group_size, qparams, dynamic_qparams, out),
+                 pointer<float>(workspace), launch_of(launch));
+}
+
+void group_norm_silu_quantize(Address x, Address x2, int32_t x_dtype, const py::tuple& shape,
+                              float eps, bool silu, Address weight, Address bias,
+                              int64_t affine_stride, const py::tuple& qparams,
+                              Address dynamic_qparams, Address out, Address workspace,
+                              const py::tuple& launch) {
+  cuda::group_norm_silu_quantize(
+      group_norm_args(x, x2, x_dtype, shape, eps, silu, weight, bias, affine_stride, qparams,
+                      dynamic_qparams, out),
+      pointer<float>(workspace), launch_of(launch));
+}
+
+void layer_norm_quantize(Address x, int32_t x_dtype, int64_t rows, int64_t channels, float eps,
+                         Address weight, Address bias, const py::tuple& qparams,
+                         int64_t rows_per_group, Address dynamic_qparams, Address out,
+                         const py::tuple& launch) {
+  cuda::layer_norm_quantize(layer_norm_args(x, x_dtype, rows, channels, eps, weight, bias, qparams,
+                                            rows_per_group, dynamic_qparams, out),
+                            launch_of(launch));
+}
+
+void geglu_quantize(Address x, int32_t x_dtype, int64_t rows, int64_t channels,
+                    const py::tuple& qparams, int64_t rows_per_group, Address dynamic_qparams,
+                    Address out, const py::tuple& launch) {
+  cuda::geglu_quantize(geglu_args(x, x_dtype, rows, channels, qparams, rows_per_group,
+                                  dynamic_qparams, out),
+                       launch_of(launch));
+}
+
+// quantized: (table, parameters, feature_of_column, features), read where `table` is 0.
+void temporal_gather(Address table, int64_t table_rows, int64_t width, Address rows, int64_t count,
+                     Address out, const py::tuple& quantized, const py::tuple& launch) {
+  TFQ_CHECK(quantized.size() == 4, "temporal_gather: quantized must have 4 entries, got ",
+            quantized.size());
+  cuda::temporal_gather(gather_args(table, table_rows, width, rows, count, out),
+                        {pointer<const uint8_t>(quantized[0].cast<Address>()),
+                         pointer<const float>(quantized[1].cast<Address>()),
+                         pointer<const int32_t>(quantized[2].cast<Address>()),
+                         quantized[3].cast<int64_t>()},
+                        launch_of(launch));
+}
+
+// The choice for a product, from facts about a device that need not be there: (tile name, splits,
+// one line a candidate).
+py::tuple choose_product(int64_t m, int64_t n, int64_t k, int64_t workspace,
+                         const py::tuple& device) {
+  TFQ_CHECK(device.size() == 4, "device must have 4 entries, got ", device.size());
+  const cuda::DeviceFacts facts{device[0].cast<int>(), device[1].cast<int>(), device[2].cast<int>(),
+                                device[3].cast<int>()};
+  const cuda::ProductChoice choice =
+      cuda::choose_product("choose_product", {m, n, k, workspace}, facts);
+  return py::make_tuple(cuda::kTiles[choice.tile].name, choice.splits, cuda::describe(choice));
+}
+
+// The (m, n, k) of a convolution.
+py::tuple conv_problem(const py::tuple& geometry, int64_t channels2) {
+  const cuda::ProductProblem problem = cuda::conv_problem(geometry_of(geometry), channels2, 0);
+  return py::make_tuple(problem.m, problem.n, problem.k);
+}
+
+std::vector<std::string> tiles() {
+  std::vector<std::string> names;
+  for (const cuda::Tile& tile : cuda::kTiles) names.emplace_back(tile.name);
+  return names;
+}
+
+// pybind11's register_exception would export symbols that carry our names.
+PyObject* cuda_error = nullptr;
+
+void translate_cuda_error(std::exception_ptr exception) {
+  try {
+    if (exception) std::rethrow_exception(exception);
+  } catch (const cuda::CudaError& error) {
+    PyErr_SetString(cuda_error, error.what());
+  }
+}
+
+}  // namespace
 
 void bind_cuda(py::module_& module) {
+  if (!cuda_error) {
+    cuda_error = PyErr_NewException("tfq._C.CudaError", PyExc_RuntimeError, nullptr);
+    py::register_exception_translator(translate_cuda_error);
+  }
+  module.attr("CudaError") = py::handle(cuda_error);
   module.def("cuda_available", [] { return !cuda::built_archs().empty(); });
+  module.def("cuda_gemm_s8", gemm_s8);
+  module.def("cuda_conv2d_s8", conv2d_s8);
+  module.def("cuda_quantize", quantize);
+  module.def("cuda_group_norm_silu_quantize", group_norm_silu_quantize);
+  module.def("cuda_layer_norm_quantize", layer_norm_quantize);
+  module.def("cuda_geglu_quantize", geglu_quantize);
+  module.def("cuda_temporal_gather", temporal_gather);
+  module.def("cuda_image_workspace", cuda::image_workspace);
+  module.def("cuda_tiles", tiles);
+  module.def("cuda_choose_product", choose_product);
+  module.def("cuda_conv_problem", conv_problem);
 }
 
 }  // namespace tfq::bindings

@@ -12,7 +12,7 @@
 
 namespace tfq {
 
-enum class DType : int32_t { kFloat32 = 0, kBFloat16 = 1, kUInt8 = 2 };
+enum class DType : int32_t { kFloat32 = 0, kBFloat16 = 1, kUInt8 = 2, kFloat16 = 3 };  // 3: CUDA only
 
 // Activation quantisation parameters, one row of three floats per group: scale s, r = f32(1/s), and
 // the zero-point z (an integer in [0, 255] held as a float). x ~ (q - z) * s.

@@ -6,17 +6,19 @@
 #include <cstdint>
 #include <cstring>
 
+#include "common/host_device.h"
+
 namespace tfq {
 
 // bfloat16 with round to nearest even; NaN stays NaN (quiet); subnormals are kept.
-static inline uint16_t float_to_bf16(float x) {
+static TFQ_HOST_DEVICE inline uint16_t float_to_bf16(float x) {
   uint32_t bits;
   std::memcpy(&bits, &x, sizeof bits);
   if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>((bits >> 16) | 0x0040u);
   return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
-static inline float bf16_to_float(uint16_t h) {
+static TFQ_HOST_DEVICE inline float bf16_to_float(uint16_t h) {
   const uint32_t bits = static_cast<uint32_t>(h) << 16;
   float x;
   std::memcpy(&x, &bits, sizeof x);
@@ -25,7 +27,7 @@ static inline float bf16_to_float(uint16_t h) {
 
 // q = clamp(i32(rne(f32(x * r))) + z, 0, 255); NaN -> z. Clamping the float to [-z, 255 - z] first
 // gives the same integer, because the bounds are integers, and keeps the conversion in range.
-static inline uint8_t quantize_value(float x, float r, float z) {
+static TFQ_HOST_DEVICE inline uint8_t quantize_value(float x, float r, float z) {
   float v = x * r;
   if (v != v) v = 0.0f;
   const float low = -z;
@@ -47,7 +49,7 @@ static inline float symmetric_scale(float magnitude) { return normal_scale(magni
 
 // Parameters that cover [low, high] and 0: s = (high - low) / 255 (1 for an all-zero group),
 // z = clamp(rne(-low * (1/s)), 0, 255). Writes (s, 1/s, z).
-static inline void qparams_from_range(float low, float high, float* qparams) {
+static TFQ_HOST_DEVICE inline void qparams_from_range(float low, float high, float* qparams) {
   low = low < 0.0f ? low : 0.0f;
   high = high > 0.0f ? high : 0.0f;
   const float s = normal_scale(high / 255.0f - low / 255.0f);

@@ -1,12 +1,55 @@
-// The CUDA half as the rest of the extension sees it; free of CUDA headers.
+// The CUDA half as the rest of the extension sees it; free of CUDA headers. Each function queues
+// work on a stream: it neither waits nor allocates. A build without CUDA has the same functions
+// (stubs.cpp), which throw.
 #pragma once
 
 #include <string>
 #include <vector>
 
+#include "common/api.h"
+#include "cuda/gemm_config.h"
+#include "cuda/product_args.h"
+
 namespace tfq::cuda {
 
-// Architectures this build has kernels for, e.g. {"80", "90a"}; empty in a CPU-only build.
+// Architectures this build has kernels for, e.g. {"80", "90"}; empty in a CPU-only build.
 std::vector<std::string> built_archs();
+
+struct Launch {
+  int device;
+  void* stream;  // cudaStream_t
+};
+
+struct ProductOptions {
+  Activation activation;
+  const int64_t* temporal_rows;  // see ProductEpilogue
+  uint8_t* quantized_out;
+  int32_t* workspace;  // zeros, of this stream alone: split-K's sums and counters
+  int64_t workspace_size;
+  int tile, splits;  // -1 and 0: chosen
+};
+
+// api.h's operations on device memory. Weights are in the layout of product_args.h.
+void gemm_s8(const GemmArgs& args, const ProductOptions& options, const Launch& launch);
+void conv2d_s8(const ConvArgs& args, const uint8_t* x2, int64_t channels2,
+               const ProductOptions& options, const Launch& launch);
+
+// float32 values of workspace that quantize and group_norm_silu_quantize need.
+int64_t image_workspace(int64_t batch, int64_t pixels, int64_t channels);
+void quantize(const QuantizeArgs& args, float* workspace, const Launch& launch);
+void group_norm_silu_quantize(const GroupNormArgs& args, float* workspace, const Launch& launch);
+void layer_norm_quantize(const LayerNormArgs& args, const Launch& launch);
+void geglu_quantize(const GegluArgs& args, const Launch& launch);
+
+// Temporal features in uint8: feature f of row r is (q - z) * s with its own pair.
+struct QuantizedTable {
+  const uint8_t* table;      // (table_rows, width), used where TemporalGatherArgs::table is null
+  const float* parameters;   // (table_rows, features, 2): s, z
+  const int32_t* feature_of_column;  // (width), each in [0, features)
+  int64_t features;
+};
+// A row outside the table gives NaN.
+void temporal_gather(const TemporalGatherArgs& args, const QuantizedTable& quantized,
+                     const Launch& launch);
 
 }  // namespace tfq::cuda

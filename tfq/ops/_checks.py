@@ -3,9 +3,18 @@
 import torch
 from torch.compiler import is_dynamo_compiling
 
+from tfq._ext import _C
+from tfq.ops import _cuda
+
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.uint8: 2}
 FLOAT_DTYPES = (torch.float32, torch.bfloat16)
 NO_QPARAMS = (0, 0)
+HAS_CUDA = _C.cuda_available()
+KERNEL_DEVICES = "'cpu' and 'cuda'" if HAS_CUDA else "'cpu'"
+HOW_TO_GET_CUDA = (
+    "build tfq where nvcc is, with `TFQ_CUDA=ON pip install .` from the root of the source tree, or "
+    "move the model and its inputs with .to('cpu')"
+)
 TENSOR_TYPES = (torch.Tensor, torch.nn.Parameter)
 
 
@@ -24,10 +33,10 @@ def address(tensor):
 
 
 def require(operation, name, tensor, dtypes, dim=None):
-    """Raise unless `tensor` is a CPU tensor of one of `dtypes` (and of `dim` dimensions)."""
+    """Raise unless `tensor` is native kernels' to read, of one of `dtypes` (and of `dim` dimensions)."""
     if (
         type(tensor) in TENSOR_TYPES
-        and tensor.is_cpu
+        and (tensor.is_cpu or (HAS_CUDA and tensor.is_cuda))
         and tensor.dtype in dtypes
         and (dim is None or tensor.dim() == dim)
         and not tensor.requires_grad
@@ -35,10 +44,13 @@ def require(operation, name, tensor, dtypes, dim=None):
         return  # the usual case, before the questions an error message needs
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"{operation}: {name} must be a tensor, got {type(tensor).__name__}")
-    if tensor.device.type != "cpu":
+    if not (tensor.is_cpu or (HAS_CUDA and tensor.is_cuda)):
+        remedy = (
+            HOW_TO_GET_CUDA if tensor.is_cuda else "move the model and its inputs with .to('cpu')"
+        )
         raise NotImplementedError(
             f"{operation}: {name} is on '{tensor.device}', but this build of tfq has native kernels "
-            f"for 'cpu' only; move the model and its inputs with .to('cpu')"
+            f"for {KERNEL_DEVICES} only; {remedy}"
         )
     if tensor.dtype not in dtypes:
         wanted = " or ".join(str(d).removeprefix("torch.") for d in dtypes)
@@ -50,6 +62,27 @@ def require(operation, name, tensor, dtypes, dim=None):
             f"{operation}: {name} must have {dim} dimensions, got shape {tuple(tensor.shape)}"
         )
     refuse_grad(operation, name, tensor)
+
+
+def require_cpu(operation, tensor):
+    """Raise unless `tensor` is on the CPU: of operations that have no CUDA kernel."""
+    if not tensor.is_cpu:
+        raise NotImplementedError(
+            f"{operation}: this version has no CUDA kernel for it, got a tensor on '{tensor.device}'; "
+            f"move it with .to('cpu')"
+        )
+
+
+def native(operation, x, **others):
+    """The native functions for the device of `x`; ValueError if another operand is elsewhere."""
+    if not HAS_CUDA:
+        return _C  # require() let nothing but CPU tensors through
+    for name, tensor in others.items():
+        if tensor is not None and tensor.device != x.device:
+            raise ValueError(
+                f"{operation}: {name} must be on the device of x, '{x.device}', got '{tensor.device}'"
+            )
+    return _C if x.is_cpu else _cuda.Kernels(x.device)
 
 
 def refuse_grad(operation, name, tensor):
@@ -94,10 +127,10 @@ def native_qparams(operation, name, qparams, rows):
     return (qparams.data_ptr(), qparams.stride(0)), max(1, rows // groups)
 
 
-def dynamic_or_static(operation, qparams, groups, rows):
+def dynamic_or_static(operation, qparams, groups, rows, device):
     """(returned qparams, native static form, rows per group, address of the dynamic ones)."""
     if qparams is None:
-        dynamic = torch.empty((groups, 3), dtype=torch.float32)
+        dynamic = torch.empty((groups, 3), dtype=torch.float32, device=device)
         return dynamic, NO_QPARAMS, max(1, rows // max(groups, 1)), dynamic.data_ptr()
     native, rows_per_group = native_qparams(operation, "qparams", qparams, rows)
     return qparams, native, rows_per_group, 0
@@ -127,7 +160,13 @@ def packed_weight(operation, weight, zero_point, n, k, names=("weight", "weight_
                 f"{operation}: {zero_point_name} is for a 4-bit {name} (uint8, from "
                 f"pack_weight_s4), got an int8 {name}"
             )
-        return weight.data_ptr(), 0
+        # In the layout of the kernels of its device.
+        return (weight if weight.is_cpu else _cuda.cached_device_weight(weight)).data_ptr(), 0
+    if not weight.is_cpu:
+        raise NotImplementedError(
+            f"{operation}: {name} has 4 bits, which this version multiplies on 'cpu' only, got a {name} "
+            f"on '{weight.device}'"
+        )
     if zero_point is None:
         raise ValueError(
             f"{operation}: a uint8 {name} (4-bit, from pack_weight_s4) needs {zero_point_name}, "

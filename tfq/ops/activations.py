@@ -2,13 +2,13 @@
 
 import torch
 
-from tfq._ext import _C
 from tfq.ops._checks import (
     DTYPE_CODES,
     FLOAT_DTYPES,
     address,
     dynamic_or_static,
     is_traced,
+    native,
     require,
     require_contiguous,
     require_dense,
@@ -48,15 +48,23 @@ def quantize(x, qparams=None, groups=None):
         groups = x.shape[0]
     if groups < 1 or x.numel() % groups:
         raise ValueError(f"quantize: {groups} groups do not divide x of shape {tuple(x.shape)}")
-    result, native, _, dynamic = dynamic_or_static("quantize", qparams, groups, x.numel())
+    result, table, _, dynamic = dynamic_or_static("quantize", qparams, groups, x.numel(), x.device)
     q = torch.empty_like(x, dtype=torch.uint8)
-    _C.quantize(
-        x.data_ptr(), DTYPE_CODES[x.dtype], groups, x.numel() // groups, native, dynamic, q.data_ptr()
+    native("quantize", x, qparams=qparams).quantize(
+        x.data_ptr(),
+        DTYPE_CODES[x.dtype],
+        groups,
+        x.numel() // groups,
+        table,
+        dynamic,
+        q.data_ptr(),
     )
     return q, result
 
 
-def group_norm_silu_quantize(x, num_groups, weight, bias, eps=1e-5, *, x2=None, silu=True, qparams=None):
+def group_norm_silu_quantize(
+    x, num_groups, weight, bias, eps=1e-5, *, x2=None, silu=True, qparams=None
+):
     """GroupNorm, optional SiLU and quantisation of images in one kernel.
 
     Parameters
@@ -118,15 +126,16 @@ def group_norm_silu_quantize(x, num_groups, weight, bias, eps=1e-5, *, x2=None, 
     if weight.dim() != bias.dim() or (bias.dim() == 2 and bias.stride(0) != affine_stride):
         raise ValueError(f"{name}: weight and bias must have the same shape and strides")
     pixels = x.numel() // max(1, batch * channels)
-    result, native, _, dynamic = dynamic_or_static(name, qparams, batch, batch)
+    result, table, _, dynamic = dynamic_or_static(name, qparams, batch, batch, x.device)
     if qparams is not None and qparams.shape[0] == 1:
-        native = (native[0], 0)
+        table = (table[0], 0)
     memory_format = torch.channels_last if x.dim() == 4 else torch.contiguous_format
-    q = torch.empty(shape, dtype=torch.uint8, memory_format=memory_format)
-    _C.group_norm_silu_quantize(
+    q = torch.empty(shape, dtype=torch.uint8, device=x.device, memory_format=memory_format)
+    kernels = native(name, x, x2=x2, weight=weight, bias=bias, qparams=qparams)
+    kernels.group_norm_silu_quantize(
         x.data_ptr(), address(x2), DTYPE_CODES[x.dtype],
         (batch, pixels, channels, channels2, num_groups), eps, silu, weight.data_ptr(), bias.data_ptr(),
-        affine_stride, native, dynamic, q.data_ptr(),
+        affine_stride, table, dynamic, q.data_ptr(),
     )  # fmt: skip
     return q, result
 
@@ -135,7 +144,7 @@ def _token_rows(name, x, qparams):
     require(name, "x", x, FLOAT_DTYPES)
     require_contiguous(name, "x", x)
     rows = x.numel() // max(1, x.shape[-1])
-    return rows, dynamic_or_static(name, qparams, rows, rows)
+    return rows, dynamic_or_static(name, qparams, rows, rows, x.device)
 
 
 def layer_norm_quantize(x, weight, bias, eps=1e-5, *, qparams=None):
@@ -164,13 +173,16 @@ def layer_norm_quantize(x, weight, bias, eps=1e-5, *, qparams=None):
             return static(x, weight, bias, eps, qparams=qparams), qparams
         return torch.ops.tfq.layer_norm_quantize.default(x, weight, bias, eps)
     name = "layer_norm_quantize"
-    rows, (result, native, rows_per_group, dynamic) = _token_rows(name, x, qparams)
+    rows, (result, table, rows_per_group, dynamic) = _token_rows(name, x, qparams)
     channels = x.shape[-1]
-    weight_address = 0 if weight is None else vector(name, "weight", weight, torch.float32, channels)
+    weight_address = (
+        0 if weight is None else vector(name, "weight", weight, torch.float32, channels)
+    )
     bias_address = 0 if bias is None else vector(name, "bias", bias, torch.float32, channels)
     q = torch.empty_like(x, dtype=torch.uint8)
-    _C.layer_norm_quantize(
-        x.data_ptr(), DTYPE_CODES[x.dtype], rows, channels, eps, weight_address, bias_address, native,
+    kernels = native(name, x, weight=weight, bias=bias, qparams=qparams)
+    kernels.layer_norm_quantize(
+        x.data_ptr(), DTYPE_CODES[x.dtype], rows, channels, eps, weight_address, bias_address, table,
         rows_per_group, dynamic, q.data_ptr(),
     )  # fmt: skip
     return q, result
@@ -198,13 +210,20 @@ def geglu_quantize(x, *, qparams=None):
             return torch.ops.tfq.geglu_quantize.static(x, qparams=qparams), qparams
         return torch.ops.tfq.geglu_quantize.default(x)
     name = "geglu_quantize"
-    rows, (result, native, rows_per_group, dynamic) = _token_rows(name, x, qparams)
+    rows, (result, table, rows_per_group, dynamic) = _token_rows(name, x, qparams)
     if x.shape[-1] % 2:
         raise ValueError(f"{name}: the last dimension must be even, got shape {tuple(x.shape)}")
     channels = x.shape[-1] // 2
-    q = torch.empty((*x.shape[:-1], channels), dtype=torch.uint8)
-    _C.geglu_quantize(
-        x.data_ptr(), DTYPE_CODES[x.dtype], rows, channels, native, rows_per_group, dynamic, q.data_ptr()
+    q = torch.empty((*x.shape[:-1], channels), dtype=torch.uint8, device=x.device)
+    native(name, x, qparams=qparams).geglu_quantize(
+        x.data_ptr(),
+        DTYPE_CODES[x.dtype],
+        rows,
+        channels,
+        table,
+        rows_per_group,
+        dynamic,
+        q.data_ptr(),
     )
     return q, result
 
@@ -217,7 +236,8 @@ def temporal_gather(table, rows, *, qparams=None, offsets=None):
     table : Tensor
         float32, or quantised uint8, ``(table_rows, width)``, contiguous.
     rows : Tensor
-        int64 ``(count,)``, each in ``[0, table_rows)``; another value raises ValueError.
+        int64 ``(count,)``, each in ``[0, table_rows)``; another value raises ValueError, on CUDA it gives
+        a row of NaN.
     qparams : Tensor, optional
         float32 ``(table_rows, n, 2)`` of scale and zero-point, of each row and feature of a uint8
         table, which needs it.
@@ -237,8 +257,9 @@ def temporal_gather(table, rows, *, qparams=None, offsets=None):
     require_dense("temporal_gather", "table", table)
     require_dense("temporal_gather", "rows", rows)
     quantized = _table_qparams(table, qparams, offsets)
-    out = torch.empty((rows.shape[0], table.shape[1]), dtype=torch.float32)
-    gather = _C.temporal_gather_dequantize if quantized else _C.temporal_gather
+    out = torch.empty((rows.shape[0], table.shape[1]), dtype=torch.float32, device=table.device)
+    kernels = native("temporal_gather", table, rows=rows, qparams=qparams, offsets=offsets)
+    gather = kernels.temporal_gather_dequantize if quantized else kernels.temporal_gather
     gather(
         table.data_ptr(), *table.shape, *quantized, rows.data_ptr(), rows.shape[0], out.data_ptr()
     )

@@ -11,6 +11,7 @@ from tfq.ops._checks import (
     is_traced,
     require,
     require_contiguous,
+    require_cpu,
 )
 
 
@@ -45,6 +46,7 @@ def attention_s8(query, key, value, heads, *, scale=None, out_dtype=None):
     name = "attention_s8"
     require(name, "query", query, FLOAT_DTYPES, 3)
     require_contiguous(name, "query", query)
+    require_cpu(name, query)
     batch, tokens, width = query.shape
     for label, tensor in (("key", key), ("value", value)):
         require(name, label, tensor, (query.dtype,), 3)

@@ -155,7 +155,8 @@ def _register(name):
                 refuse_grad(operation, argument, value)
         return fake(*args, **kwargs)
 
-    LIBRARY.impl(name, kernel, "CPU")
+    for device in ("CPU", "CUDA"):
+        LIBRARY.impl(name, kernel, device)
     torch.library.register_fake(f"tfq::{name}", checked_fake, lib=LIBRARY)
 
 

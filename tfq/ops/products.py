@@ -2,7 +2,6 @@
 
 import torch
 
-from tfq._ext import _C
 from tfq.geometry import conv_output_size, normalize_padding
 from tfq.ops._checks import (
     DTYPE_CODES,
@@ -10,6 +9,7 @@ from tfq.ops._checks import (
     NO_QPARAMS,
     address,
     is_traced,
+    native,
     native_qparams,
     packed_weight,
     require,
@@ -33,7 +33,7 @@ def _epilogue(
     out_qparams,
 ):
     """The native form of struct Epilogue (csrc/common/api.h); checks what the kernels rely on."""
-    native, rows_per_group = native_qparams(operation, "qparams", qparams, rows)
+    table, rows_per_group = native_qparams(operation, "qparams", qparams, rows)
     requant = NO_QPARAMS
     if out.dtype is torch.uint8:
         if out_qparams is None:
@@ -55,7 +55,7 @@ def _epilogue(
             )
         rows_per_sample, temporal_stride = max(1, rows // samples), temporal.stride(0)
     return (
-        native,
+        table,
         rows_per_group,
         vector(operation, "weight_scale", weight_scale, torch.float32, n),
         vector(operation, "weight_sum", weight_sum, torch.int32, n),
@@ -136,7 +136,7 @@ def gemm_s8(
     _out_dtype("gemm_s8", out_dtype)
     n, k = weight_scale.shape[0], x.shape[-1]
     native_weight = packed_weight("gemm_s8", weight, weight_zero_point, n, k)
-    out = torch.empty((*x.shape[:-1], n), dtype=out_dtype)
+    out = torch.empty((*x.shape[:-1], n), dtype=out_dtype, device=x.device)
     _check_residual("gemm_s8", residual, out, require_contiguous)
     rows = x.numel() // k if k else 0
     epilogue = _epilogue(
@@ -152,7 +152,11 @@ def gemm_s8(
         out,
         out_qparams,
     )
-    _C.gemm_s8(x.data_ptr(), rows, n, k, *native_weight, epilogue)
+    kernels = native(
+        "gemm_s8", x, qparams=qparams, weight=weight, weight_scale=weight_scale, weight_sum=weight_sum,
+        bias=bias, temporal=temporal, residual=residual, out_qparams=out_qparams,
+    )  # fmt: skip
+    kernels.gemm_s8(x.data_ptr(), rows, n, k, *native_weight, epilogue)
     return out
 
 
@@ -210,7 +214,12 @@ def conv2d_s8(
         raise ValueError(
             f"conv2d_s8: qparams must be (1, 3) or ({batch}, 3), got {tuple(qparams.shape)}"
         )
-    out = torch.empty((batch, n, out_h, out_w), dtype=out_dtype, memory_format=torch.channels_last)
+    out = torch.empty(
+        (batch, n, out_h, out_w),
+        dtype=out_dtype,
+        device=x.device,
+        memory_format=torch.channels_last,
+    )
     _check_residual("conv2d_s8", residual, out, require_dense)
     epilogue = _epilogue(
         "conv2d_s8", batch * out_h * out_w, n, qparams, weight_scale, weight_sum, bias, temporal, residual,
@@ -220,5 +229,9 @@ def conv2d_s8(
         batch, height, width, channels, out_h, out_w, n, kernel_h, kernel_w, stride_h, stride_w,
         pads[0], pads[2], upsample,
     )  # fmt: skip
-    _C.conv2d_s8(x.data_ptr(), geometry, *native_weight, epilogue)
+    kernels = native(
+        "conv2d_s8", x, qparams=qparams, weight=weight, weight_scale=weight_scale,
+        weight_sum=weight_sum, bias=bias, temporal=temporal, residual=residual, out_qparams=out_qparams,
+    )  # fmt: skip
+    kernels.conv2d_s8(x.data_ptr(), geometry, *native_weight, epilogue)
     return out

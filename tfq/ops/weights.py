@@ -2,6 +2,7 @@
 
 import torch
 
+from tfq import reference
 from tfq._ext import _C
 from tfq.ops._checks import (
     DTYPE_CODES,
@@ -10,6 +11,7 @@ from tfq.ops._checks import (
     is_traced,
     packed_weight,
     require,
+    require_cpu,
     vector,
 )
 
@@ -35,6 +37,8 @@ def pack_weight(weight):
     rows = _rows("pack_weight", "weight", weight, torch.int8)
     if weight.numel() and int(weight.min()) < -127:
         raise ValueError("pack_weight: weights must be in [-127, 127], got -128")
+    if not weight.is_cpu:
+        return reference.pack_weight(weight)
     n, k = rows.shape
     packed = torch.empty((-(-n // 16), -(-k // 64) * 16, 16, 4), dtype=torch.int8)
     weight_sum = torch.empty(n, dtype=torch.int32)
@@ -67,6 +71,7 @@ def pack_weight_s4(q, zero_point):
     """
     name = "pack_weight_s4"
     rows = _rows(name, "q", q, torch.uint8)
+    require_cpu(name, q)
     n, k = rows.shape
     zero_point_address = vector(name, "zero_point", zero_point, torch.uint8, n)
     for label, values in (("q", q), ("zero_point", zero_point)):
@@ -117,6 +122,7 @@ def dequantize_weight(packed, scale, shape, *, zero_point=None, dtype=torch.floa
     if len(shape) not in (2, 4):
         raise ValueError(f"{name}: shape must have 2 or 4 entries, got {tuple(shape)}")
     n, k = shape[0], torch.Size(shape[1:]).numel()
+    require_cpu(name, packed)
     native_weight = packed_weight(name, packed, zero_point, n, k, ("packed", "zero_point"))
     scale_address = vector(name, "scale", scale, torch.float32, n)
     memory_format = torch.channels_last if len(shape) == 4 else torch.contiguous_format
@@ -139,6 +145,8 @@ def _unpack(operation, packed, shape, dtype):
     require(operation, "packed", packed, (dtype,), 4)
     n, k = shape[0], torch.Size(shape[1:]).numel()
     check_packed(operation, packed, n, k)
+    if not packed.is_cpu:
+        return getattr(reference, operation)(packed, shape)
     rows = torch.empty((n, k), dtype=dtype)
     getattr(_C, operation)(packed.data_ptr(), n, k, rows.data_ptr())
     if len(shape) == 4:

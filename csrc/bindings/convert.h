@@ -1,0 +1,140 @@
+// The structs of common/api.h from the tuples tfq.ops passes.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include "bindings/args.h"
+
+namespace tfq::bindings {
+
+inline QParams qparams_of(pybind11::handle value) {
+  const auto pair = value.cast<pybind11::tuple>();
+  return {pointer<const float>(pair[0].cast<Address>()), pair[1].cast<int64_t>()};
+}
+
+inline DType dtype_of(int32_t code) {
+  TFQ_CHECK(code >= 0 && code <= 3, "dtype code must be 0, 1, 2 or 3, got ", code);
+  return static_cast<DType>(code);
+}
+
+// (qparams, rows_per_group, weight_scale, weight_sum, bias, temporal, temporal_stride,
+// rows_per_sample, residual, residual_dtype, out, out_dtype, requant)
+inline Epilogue epilogue_of(const pybind11::tuple& t) {
+  TFQ_CHECK(t.size() == 13, "epilogue must have 13 entries, got ", t.size());
+  Epilogue e{};
+  e.input = qparams_of(t[0]);
+  e.rows_per_group = t[1].cast<int64_t>();
+  e.weight_scale = pointer<const float>(t[2].cast<Address>());
+  e.weight_sum = pointer<const int32_t>(t[3].cast<Address>());
+  e.bias = pointer<const float>(t[4].cast<Address>());
+  e.temporal = pointer<const float>(t[5].cast<Address>());
+  e.temporal_stride = t[6].cast<int64_t>();
+  e.rows_per_sample = t[7].cast<int64_t>();
+  e.residual = pointer<const void>(t[8].cast<Address>());
+  e.residual_dtype = dtype_of(t[9].cast<int32_t>());
+  e.out = pointer<void>(t[10].cast<Address>());
+  e.out_dtype = dtype_of(t[11].cast<int32_t>());
+  e.requant = qparams_of(t[12]);
+  TFQ_CHECK(e.rows_per_group > 0 && e.rows_per_sample > 0,
+            "epilogue: rows_per_group and rows_per_sample must be positive, got ", e.rows_per_group,
+            " and ", e.rows_per_sample);
+  return e;
+}
+
+// (batch, in_h, in_w, channels, out_h, out_w, out_channels, kernel_h, kernel_w, stride_h, stride_w,
+// pad_top, pad_left, upsample)
+inline ConvGeometry geometry_of(const pybind11::tuple& t) {
+  TFQ_CHECK(t.size() == 14, "conv2d_s8: geometry must have 14 entries, got ", t.size());
+  int64_t v[14];
+  for (size_t i = 0; i < 14; ++i) v[i] = t[i].cast<int64_t>();
+  check_sizes("conv2d_s8", {v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7], v[8]});
+  TFQ_CHECK(v[9] > 0 && v[10] > 0, "conv2d_s8: stride must be positive, got ", v[9], ", ", v[10]);
+  TFQ_CHECK(v[13] == 1 || v[13] == 2, "conv2d_s8: upsample must be 1 or 2, got ", v[13]);
+  check_depth("conv2d_s8", v[3] * v[7] * v[8]);
+  return {v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7], v[8], v[9], v[10], v[11], v[12], v[13]};
+}
+
+inline QuantizeArgs quantize_args(Address x, int32_t x_dtype, int64_t groups, int64_t group_size,
+                                  const pybind11::tuple& qparams, Address dynamic_qparams,
+                                  Address out) {
+  check_sizes("quantize", {groups, group_size});
+  return {pointer<const void>(x),
+          dtype_of(x_dtype),
+          groups,
+          group_size,
+          qparams_of(qparams),
+          pointer<float>(dynamic_qparams),
+          pointer<uint8_t>(out)};
+}
+
+// shape: (batch, pixels, channels, channels2, num_groups)
+inline GroupNormArgs group_norm_args(Address x, Address x2, int32_t x_dtype,
+                                     const pybind11::tuple& shape, float eps, bool silu,
+                                     Address weight, Address bias, int64_t affine_stride,
+                                     const pybind11::tuple& qparams, Address dynamic_qparams,
+                                     Address out) {
+  TFQ_CHECK(shape.size() == 5, "group_norm_silu_quantize: shape must have 5 entries, got ",
+            shape.size());
+  int64_t v[5];
+  for (size_t i = 0; i < 5; ++i) v[i] = shape[i].cast<int64_t>();
+  check_sizes("group_norm_silu_quantize", {v[0], v[1], v[2], v[3]});
+  TFQ_CHECK(v[4] > 0 && (v[2] + v[3]) % v[4] == 0, "group_norm_silu_quantize: ", v[2] + v[3],
+            " channels do not divide into ", v[4], " groups");
+  return {pointer<const void>(x),
+          pointer<const void>(x2),
+          dtype_of(x_dtype),
+          v[0],
+          v[1],
+          v[2],
+          v[3],
+          v[4],
+          eps,
+          silu,
+          pointer<const float>(weight),
+          pointer<const float>(bias),
+          affine_stride,
+          qparams_of(qparams),
+          pointer<float>(dynamic_qparams),
+          pointer<uint8_t>(out)};
+}
+
+inline LayerNormArgs layer_norm_args(Address x, int32_t x_dtype, int64_t rows, int64_t channels,
+                                     float eps, Address weight, Address bias,
+                                     const pybind11::tuple& qparams, int64_t rows_per_group,
+                                     Address dynamic_qparams, Address out) {
+  check_sizes("layer_norm_quantize", {rows, channels});
+  return {pointer<const void>(x),
+          dtype_of(x_dtype),
+          rows,
+          channels,
+          eps,
+          pointer<const float>(weight),
+          pointer<const float>(bias),
+          qparams_of(qparams),
+          rows_per_group,
+          pointer<float>(dynamic_qparams),
+          pointer<uint8_t>(out)};
+}
+
+inline GegluArgs geglu_args(Address x, int32_t x_dtype, int64_t rows, int64_t channels,
+                            const pybind11::tuple& qparams, int64_t rows_per_group,
+                            Address dynamic_qparams, Address out) {
+  check_sizes("geglu_quantize", {rows, channels});
+  return {pointer<const void>(x),
+          dtype_of(x_dtype),
+          rows,
+          channels,
+          qparams_of(qparams),
+          rows_per_group,
+          pointer<float>(dynamic_qparams),
+          pointer<uint8_t>(out)};
+}
+
+inline TemporalGatherArgs gather_args(Address table, int64_t table_rows, int64_t width,
+                                      Address rows, int64_t count, Address out) {
+  check_sizes("temporal_gather", {table_rows, width, count});
+  return {pointer<const float>(table),  table_rows, width,
+          pointer<const int64_t>(rows), count,      pointer<float>(out)};
+}
+
+}  // namespace tfq::bindings

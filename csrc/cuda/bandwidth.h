@@ -1,0 +1,30 @@
+// What the launchers of the bandwidth kernels share; free of CUDA headers.
+#pragma once
+
+#include "common/check.h"
+#include "cuda/cuda.h"
+
+namespace tfq::cuda {
+
+inline int32_t narrow(const char* operation, int64_t size) {
+  TFQ_CHECK(size >= 0 && size < (int64_t{1} << 31), operation,
+            ": CUDA kernels need sizes below 2^31, got ", size);
+  return static_cast<int32_t>(size);
+}
+
+// Runs of 8 values are read and written as vectors.
+inline void check_run(const char* operation, const char* what, int64_t size) {
+  TFQ_CHECK(size > 0 && size % 8 == 0, operation, ": CUDA kernels need ", what,
+            " to be a positive multiple of 8, got ", size);
+}
+
+inline void check_address(const char* operation, const char* name, const void* address) {
+  TFQ_CHECK(reinterpret_cast<uintptr_t>(address) % 16 == 0, operation, ": ", name,
+            " must begin at a multiple of 16 bytes, got address ", address);
+}
+
+// Whether groups of this size are quantised by quantize_rows().
+bool quantize_as_rows(int64_t group_size);
+void quantize_rows(const QuantizeArgs& args, const Launch& launch);
+
+}  // namespace tfq::cuda

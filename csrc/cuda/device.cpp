@@ -1,0 +1,76 @@
+#include "cuda/device.h"
+
+#include <cuda_runtime_api.h>
+
+#include <mutex>
+#include <sstream>
+#include <vector>
+
+#include "common/check.h"
+#include "cuda/cuda.h"
+
+namespace tfq::cuda {
+namespace {
+
+void check(cudaError_t status, const char* call) {
+  if (status != cudaSuccess)
+    throw CudaError(message("CUDA: ", call, " failed: ", cudaGetErrorName(status), ": ",
+                            cudaGetErrorString(status)));
+}
+
+int attribute(cudaDeviceAttr which, int device) {
+  int value = 0;
+  check(cudaDeviceGetAttribute(&value, which, device), "cudaDeviceGetAttribute");
+  return value;
+}
+
+}  // namespace
+
+DeviceFacts device_facts(int device) {
+  static std::mutex mutex;
+  static std::vector<DeviceFacts> known;
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto index = static_cast<size_t>(device);
+  if (index >= known.size()) known.resize(index + 1);
+  DeviceFacts& facts = known[index];
+  if (facts.arch == 0) {
+    facts.multiprocessors = attribute(cudaDevAttrMultiProcessorCount, device);
+    facts.shared_per_block = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    facts.shared_per_multiprocessor =
+        attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, device);
+    facts.arch = 10 * attribute(cudaDevAttrComputeCapabilityMajor, device) +
+                 attribute(cudaDevAttrComputeCapabilityMinor, device);
+  }
+  return facts;
+}
+
+DeviceGuard::DeviceGuard(int device) : previous_(-1) {
+  int current = 0;
+  check(cudaGetDevice(&current), "cudaGetDevice");
+  if (current == device) return;
+  check(cudaSetDevice(device), "cudaSetDevice");
+  previous_ = current;
+}
+
+DeviceGuard::~DeviceGuard() {
+  if (previous_ >= 0) cudaSetDevice(previous_);
+}
+
+void check_launch(int status, const simt::LaunchConfig& config) {
+  if (status == cudaSuccess) return;
+  cudaGetLastError();  // clears it, so that the next launch is not blamed
+  const auto error = static_cast<cudaError_t>(status);
+  throw CudaError(message(config.kernel, ": launch failed: ", cudaGetErrorName(error), ": ",
+                          cudaGetErrorString(error), " (grid ", config.grid.x, " x ",
+                          config.grid.y, " x ", config.grid.z, ", ", config.threads, " threads, ",
+                          config.shared_bytes, " bytes of shared memory)"));
+}
+
+std::vector<std::string> built_archs() {
+  std::vector<std::string> archs;
+  std::istringstream list(TFQ_CUDA_ARCHS);
+  for (std::string arch; std::getline(list, arch, ',');) archs.push_back(arch);
+  return archs;
+}
+
+}  // namespace tfq::cuda

@@ -1,0 +1,162 @@
+// From int32 sums to the output: product_args.h states the formula, docs/numerics.md its bits.
+//
+// A thread holds runs of eight (or four) neighbouring output channels of 2 * kPiecesM rows. If all
+// rows of the tile have one group and one sample, which is the rule, scale and offset of a run are
+// combined once, and an output costs a subtraction, a conversion and a fused multiply-add.
+#pragma once
+
+#include "cuda/activation.cuh"
+#include "cuda/elements.cuh"
+#include "cuda/main_loop_sm80.cuh"
+
+namespace tfq::cuda {
+
+// Facts of an output row, kept in shared memory for the rows of the tile.
+struct RowFacts {
+  float scale;           // s of the input's group
+  int32_t zero_point;    // z of it
+  int32_t temporal_row;  // of the table
+  float requant_r, requant_z;
+};
+
+TFQ_DEVICE RowFacts row_facts(const ProductEpilogue& e, int row) {
+  RowFacts facts{};
+  const int group = row / static_cast<int>(e.base.rows_per_group);
+  const float* input = e.base.input.data + group * e.base.input.stride;
+  facts.scale = input[0];
+  facts.zero_point = static_cast<int32_t>(input[2]);
+  if (e.base.temporal) {
+    const int sample = row / static_cast<int>(e.base.rows_per_sample);
+    facts.temporal_row = e.temporal_rows ? static_cast<int32_t>(e.temporal_rows[sample]) : sample;
+  }
+  if (e.base.requant.data) {
+    const float* requant = e.base.requant.data + group * e.base.requant.stride;
+    facts.requant_r = requant[1];
+    facts.requant_z = requant[2];
+  }
+  return facts;
+}
+
+// The epilogue's line y = fma(f32(sum - zero), scale, offset) for Count channels of a row.
+template <int Count>
+struct ChannelFacts {
+  float scale[Count], offset[Count];
+  int32_t zero[Count];
+
+  TFQ_DEVICE void combine(const Epilogue& e, const RowFacts& row, int channel) {
+    load_run(e.weight_scale + channel, scale);
+    uint32_t weight_sum[Count];
+    load_words(e.weight_sum + channel, weight_sum);
+    if (e.bias) load_run(e.bias + channel, offset);
+    // Not as vectors: a slice of a wider row may begin anywhere.
+    const float* temporal = e.temporal + row.temporal_row * e.temporal_stride + channel;
+#pragma unroll
+    for (int i = 0; i < Count; ++i) {
+      scale[i] = row.scale * scale[i];
+      zero[i] = row.zero_point * static_cast<int32_t>(weight_sum[i]);
+      if (!e.bias) offset[i] = 0.0f;
+      if (e.temporal) offset[i] = offset[i] + temporal[i];
+    }
+  }
+};
+
+template <int Count>
+TFQ_DEVICE void store_outputs(const GemmLaunch& args, const RowFacts& facts, int row, int channel,
+                              int channels, const float (&y)[Count]) {
+  const Epilogue& e = args.epilogue.base;
+  const int64_t index = static_cast<int64_t>(row) * channels + channel;
+  uint8_t* quantized = args.epilogue.quantized_out;
+  if (e.out_dtype == DType::kUInt8) {
+    quantized = static_cast<uint8_t*>(e.out);
+  } else {
+    store_run(e.out, e.out_dtype, index, y);
+  }
+  if (quantized) store_quantized(quantized + index, facts.requant_r, facts.requant_z, y);
+}
+
+// Count channels from `channel` on of one row; sums[i] belongs to channel + i.
+template <bool Geglu, int Count>
+TFQ_DEVICE void finish_run(const GemmLaunch& args, const RowFacts& facts,
+                           const ChannelFacts<Count>& channels, int row, int channel,
+                           const int32_t (&sums)[Count]) {
+  const Epilogue& e = args.epilogue.base;
+  float y[Count];
+#pragma unroll
+  for (int i = 0; i < Count; ++i)
+    y[i] = ptx::fused_multiply_add(static_cast<float>(sums[i] - channels.zero[i]),
+                                   channels.scale[i], channels.offset[i]);
+  if constexpr (Geglu) {
+    float products[Count / 2];
+#pragma unroll
+    for (int i = 0; i < Count / 2; ++i)
+      products[i] = y[4 * (i / 2) + i % 2] * gelu(y[4 * (i / 2) + i % 2 + 2]);
+    store_outputs(args, facts, row, channel / 2, args.n / 2, products);
+  } else {
+    if (e.residual) {
+      float residual[Count];
+      load_run(e.residual, e.residual_dtype, static_cast<int64_t>(row) * args.n + channel,
+               residual);
+#pragma unroll
+      for (int i = 0; i < Count; ++i) y[i] = y[i] + residual[i];
+    }
+    if (args.epilogue.activation == Activation::kSilu) {
+#pragma unroll
+      for (int i = 0; i < Count; ++i) y[i] = silu(y[i]);
+    }
+    store_outputs(args, facts, row, channel, args.n, y);
+  }
+}
+
+// All rows of a thread for the run that begins in column piece `piece`: both pieces of a channel
+// group (Count = 8) or half a group (Count = 4).
+template <typename Shape, bool Geglu, int Count>
+TFQ_DEVICE void finish_channels(const GemmLaunch& args, const Accumulators<Shape>& acc, int piece,
+                                int tile_row, int tile_column, bool uniform) {
+  const int lane = simt::lane_index();
+  const int column = Shape::piece_column(piece);
+  const int channel = tile_column * Shape::kBlockN + column / kChannelGroup * kChannelGroup +
+                      8 * (lane % 4) + (Count == 4 && column % kChannelGroup ? 4 : 0);
+  if (channel >= args.n) return;
+  const auto* facts = simt::shared_at<RowFacts>(0);
+  ChannelFacts<Count> channels;
+  channels.combine(args.epilogue.base, facts[0], channel);
+#pragma unroll
+  for (int i = 0; i < 2 * Shape::kPiecesM; ++i) {
+    const int local = Shape::warp_row() + 8 * i + lane / 4;
+    const int row = tile_row * Shape::kBlockM + local;
+    if (row >= args.m + (simt::fault(simt::kFaultStoreBeyondRows) ? 1 : 0)) continue;
+    const RowFacts row_facts = facts[local];
+    if (!uniform) channels.combine(args.epilogue.base, row_facts, channel);
+    int32_t sums[Count];
+#pragma unroll
+    for (int c = 0; c < Count; ++c)
+      sums[c] = acc.value[i / 2][2 * piece + c / 2][2 * (i % 2) + c % 2];
+    finish_run<Geglu, Count>(args, row_facts, channels, row, channel, sums);
+  }
+}
+
+template <typename Shape, bool Geglu>
+TFQ_DEVICE void finish_tile(const GemmLaunch& args, const Accumulators<Shape>& acc, int tile_row,
+                            int tile_column) {
+  const Epilogue& e = args.epilogue.base;
+  const int first = tile_row * Shape::kBlockM;
+  const int last = (args.m < first + Shape::kBlockM ? args.m : first + Shape::kBlockM) - 1;
+  const auto group_rows = static_cast<int>(e.rows_per_group);
+  const auto sample_rows = static_cast<int>(e.rows_per_sample);
+  const bool uniform = first / group_rows == last / group_rows &&
+                       (!e.temporal || first / sample_rows == last / sample_rows);
+  static_assert(Shape::kBlockM <= Shape::kThreads);
+  simt::sync_block();  // every warp has left the last stage
+  const int row = first + simt::thread_index();
+  if (row <= last)
+    simt::shared_at<RowFacts>(0)[simt::thread_index()] = row_facts(args.epilogue, row);
+  simt::sync_block();
+#pragma unroll
+  for (int piece = 0; piece + 1 < Shape::kPiecesN; piece += 2)
+    finish_channels<Shape, Geglu, 8>(args, acc, piece, tile_row, tile_column, uniform);
+  if constexpr (Shape::kHalfGroup)
+    finish_channels<Shape, Geglu, 4>(args, acc, Shape::kPiecesN - 1, tile_row, tile_column,
+                                     uniform);
+}
+
+}  // namespace tfq::cuda

@@ -1,0 +1,124 @@
+#include "cuda/gemm_config.h"
+
+#include <algorithm>
+#include <stdexcept>
+
+#include "common/check.h"
+#include "common/math.h"
+
+namespace tfq::cuda {
+namespace {
+
+constexpr int kSplits[] = {1, 2, 3, 4, 6, 8, 12, 16};
+constexpr int64_t kMaxRows = int64_t{1} << 31;
+
+// The model's constants are from data sheets and instruction counts; none is measured on a card yet.
+constexpr double kSharedBytesPerCycle = 128.0;
+constexpr double kReservedSharedBytes = 1024.0;  // of each block, by the driver
+constexpr double kEpilogueInstructions = 8.0;    // per output
+constexpr double kLanes = 128.0;                 // instructions per cycle
+constexpr double kReductionBytesPerCycle = 32.0;
+constexpr double kFillCycles = 1500.0;     // first loads, last stores
+constexpr int kWarpsToHideLatency = 8;
+constexpr double kFewWarpsPenalty = 1.15;
+constexpr int64_t kFewestBlocksOfK = 8;  // in a part
+
+// Multiply-adds a cycle of mma.sync on a multiprocessor. Hopper's mma.sync reaches about half of
+// what wgmma would.
+double multiply_rate(int arch) { return arch == 80 || arch == 90 || arch == 100 ? 2048.0 : 1024.0; }
+
+// Bytes a cycle from L2 to a multiprocessor: more on the data-centre cards.
+double l2_rate(int arch) { return arch == 80 || arch == 90 || arch == 100 ? 46.0 : 16.0; }
+
+int64_t tiles_of(const ProductProblem& p, const Tile& tile) {
+  return ceil_div(p.m, tile.block_m) * ceil_div(p.n, tile.block_n);
+}
+
+double modelled_cycles(const ProductProblem& p, const Tile& tile, const DeviceFacts& device,
+                       int splits) {
+  const int warps = tile.warps_m * tile.warps_n;
+  const double outputs = static_cast<double>(tile.block_m) * tile.block_n;
+  const double multiply = outputs * kBlockK / multiply_rate(device.arch);
+  const double read = static_cast<double>(warps) *
+                      (tile.block_m / tile.warps_m + tile.block_n / tile.warps_n) * kBlockK;
+  const double shared = (read + tile.stage_bytes()) / kSharedBytesPerCycle;
+  const double resident = device.shared_per_multiprocessor /
+                          (tile.shared_bytes() + kReservedSharedBytes);
+  const bool few = static_cast<int>(resident) * warps < kWarpsToHideLatency;
+  const double l2 = tile.stage_bytes() / l2_rate(device.arch);
+  const double step = std::max({multiply, shared, l2}) * (few ? kFewWarpsPenalty : 1.0);
+  const double reduction = splits > 1 ? 3 * 4 * outputs / kReductionBytesPerCycle : 0.0;
+  const double block = static_cast<double>(ceil_div(ceil_div(p.k, kBlockK), splits)) * step +
+                       outputs * kEpilogueInstructions / kLanes + reduction;
+  const int64_t rounds = ceil_div(tiles_of(p, tile) * splits, device.multiprocessors);
+  return static_cast<double>(rounds) * block + kFillCycles;
+}
+
+std::string why_not(const ProductProblem& p, const Tile& tile, const DeviceFacts& device,
+                    int splits, bool forced) {
+  if (device.arch < 80)
+    return message("needs compute capability 8.0, the device has ", device.arch / 10, ".",
+                   device.arch % 10);
+  if (p.k % 16 != 0) return message("k must be a multiple of 16, got ", p.k);
+  if (p.m >= kMaxRows || p.n >= kMaxRows || p.k >= kMaxRows)
+    return message("m, n and k must be below 2^31, got ", p.m, ", ", p.n, ", ", p.k);
+  if (tile.shared_bytes() > device.shared_per_block)
+    return message("needs ", tile.shared_bytes(), " bytes of shared memory, a block has ",
+                   device.shared_per_block);
+  if (splits == 1) return "";
+  const int64_t blocks = ceil_div(p.k, kBlockK);
+  if (blocks < splits) return message("k = ", p.k, " has ", blocks, " blocks for ", splits, " parts");
+  if (split_workspace(p, tile, splits) > p.workspace)
+    return message("needs ", split_workspace(p, tile, splits), " values of workspace, got ",
+                   p.workspace);
+  if (!forced && blocks / splits < kFewestBlocksOfK)
+    return message("parts of k would be shorter than ", kFewestBlocksOfK, " blocks");
+  return "";
+}
+
+}  // namespace
+
+int64_t split_workspace(const ProductProblem& p, const Tile& tile, int splits) {
+  return splits == 1 ? 0 : tiles_of(p, tile) * (int64_t{tile.block_m} * tile.block_n + 1);
+}
+
+ProductChoice choose_product(const char* operation, const ProductProblem& problem,
+                             const DeviceFacts& device, int forced_tile, int forced_splits) {
+  ProductChoice choice{-1, 0, {}};
+  for (int tile = 0; tile < kTileCount; ++tile) {
+    if (forced_tile >= 0 && tile != forced_tile) continue;
+    for (const int splits : kSplits) {
+      if (forced_splits > 0 && splits != forced_splits) continue;
+      Candidate candidate{tile, splits, 0.0,
+                          why_not(problem, kTiles[tile], device, splits, forced_splits > 0)};
+      if (candidate.declined.empty())
+        candidate.cycles = modelled_cycles(problem, kTiles[tile], device, splits);
+      choice.candidates.push_back(candidate);
+    }
+  }
+  std::stable_sort(choice.candidates.begin(), choice.candidates.end(),
+                   [](const Candidate& a, const Candidate& b) {
+                     if (a.declined.empty() != b.declined.empty()) return a.declined.empty();
+                     return a.cycles < b.cycles;
+                   });
+  if (choice.candidates.empty() || !choice.candidates.front().declined.empty())
+    throw std::invalid_argument(
+        message(operation, ": no kernel for m=", problem.m, ", n=", problem.n, ", k=", problem.k,
+                " on compute capability ", device.arch / 10, ".", device.arch % 10, ":\n",
+                describe(choice)));
+  choice.tile = choice.candidates.front().tile;
+  choice.splits = choice.candidates.front().splits;
+  return choice;
+}
+
+std::string describe(const ProductChoice& choice) {
+  std::string text;
+  for (const Candidate& c : choice.candidates)
+    text += c.declined.empty()
+                ? message(kTiles[c.tile].name, " k/", c.splits, ": ",
+                          static_cast<int64_t>(c.cycles), " cycles (model)\n")
+                : message(kTiles[c.tile].name, " k/", c.splits, ": declined: ", c.declined, "\n");
+  return text;
+}
+
+}  // namespace tfq::cuda

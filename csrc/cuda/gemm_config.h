@@ -1,0 +1,41 @@
+// Which tile computes an integer product, and in how many parts of k: a pure function of the
+// problem and of facts about the device, built everywhere.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "cuda/device.h"
+#include "cuda/tile.h"
+
+namespace tfq::cuda {
+
+struct ProductProblem {
+  int64_t m, n, k;
+  int64_t workspace;  // int32 values for split-K: sums and counters
+};
+
+struct Candidate {
+  int tile;    // index into kTiles
+  int splits;  // parts of k
+  double cycles;         // modelled time, of one multiprocessor
+  std::string declined;  // why it cannot run; empty if it can
+};
+
+struct ProductChoice {
+  int tile, splits;
+  std::vector<Candidate> candidates;  // all that were compared
+};
+
+// The candidate of least modelled time. Throws std::invalid_argument, with the reason of each tile,
+// if none can run. tile >= 0 and splits > 0 restrict the choice.
+ProductChoice choose_product(const char* operation, const ProductProblem& problem,
+                             const DeviceFacts& device, int tile = -1, int splits = 0);
+
+// int32 values of workspace a candidate needs.
+int64_t split_workspace(const ProductProblem& problem, const Tile& tile, int splits);
+
+// One line a candidate, the best first.
+std::string describe(const ProductChoice& choice);
+
+}  // namespace tfq::cuda

@@ -1,0 +1,20 @@
+// What the launchers of GEMM and convolution share.
+#pragma once
+
+#include "cuda/cuda.h"
+#include "cuda/launch_config.h"
+
+namespace tfq::cuda {
+
+// Throws std::invalid_argument for operands that would make a kernel read or write out of place.
+void check_product(const char* operation, const Epilogue& epilogue, const ProductOptions& options,
+                   int64_t m, int64_t n);
+
+GemmLaunch product_launch(const Epilogue& epilogue, const ProductOptions& options,
+                          const ProductProblem& problem, const int8_t* weight, const Tile& tile,
+                          int splits);
+
+simt::LaunchConfig product_config(const char* kernel, const ProductProblem& problem,
+                                  const Tile& tile, int splits, void* stream);
+
+}  // namespace tfq::cuda

@@ -1,0 +1,130 @@
+"""tfq.ops on a card against the reference on the CPU, bit for bit; streams, threads, graphs."""
+
+import threading
+
+import pytest
+import torch
+from operands import (
+    conv_operands,
+    gemm_operands,
+    group_norm_operands,
+    layer_norm_operands,
+    random_qparams,
+)
+from tolerance import assert_quantized_close, assert_same_bits
+
+from tfq import ops, reference
+from tfq.ops import _cuda
+
+SHAPES = [
+    (1, 8, 16),
+    (65, 72, 80),
+    (131, 168, 400),
+    (300, 328, 1040),
+    (4096, 640, 640),
+    (128, 1280, 11520),
+]
+CONVS = [
+    (2, 32, 7, 9, 72, 3, 1, 1, 1),
+    (1, 48, 8, 7, 40, 3, 2, (0, 1, 0, 1), 1),
+    (3, 32, 4, 5, 40, 3, 1, 1, 2),
+    (1, 16, 3, 3, 24, 5, 1, 2, 1),
+    (2, 320, 64, 64, 320, 3, 1, 1, 1),
+    (2, 1280, 8, 8, 1280, 3, 1, 1, 1),
+]
+
+
+def to_card(operands):
+    return {
+        name: value.cuda() if isinstance(value, torch.Tensor) else value
+        for name, value in operands.items()
+    }
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_gemm(shape):
+    operands = gemm_operands(*shape)
+    assert_same_bits(ops.gemm_s8(**to_card(operands)).cpu(), reference.gemm_s8(**operands))
+
+
+@pytest.mark.parametrize("out_dtype", [torch.float32, torch.bfloat16, torch.uint8], ids=str)
+def test_epilogue(out_dtype):
+    operands = gemm_operands(78, 168, 64)
+    operands.update(qparams=random_qparams(6), temporal=torch.randn(2, 168), out_dtype=out_dtype)
+    operands["residual"] = torch.randn(78, 168).bfloat16()
+    operands["out_qparams"] = random_qparams(6) if out_dtype is torch.uint8 else None
+    assert_same_bits(ops.gemm_s8(**to_card(operands)).cpu(), reference.gemm_s8(**operands))
+
+
+@pytest.mark.parametrize("shape", CONVS, ids=str)
+def test_conv(shape):
+    operands = conv_operands(shape)
+    assert_same_bits(ops.conv2d_s8(**to_card(operands)).cpu(), reference.conv2d_s8(**operands))
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_random_shapes(seed):
+    torch.manual_seed(seed)
+    m, n, k = (int(torch.randint(1, high, ())) for high in (600, 60, 80))
+    operands = gemm_operands(m, 8 * n, 16 * k)
+    assert_same_bits(ops.gemm_s8(**to_card(operands)).cpu(), reference.gemm_s8(**operands))
+
+
+def test_activations():
+    image = group_norm_operands((2, 320, 640, 16, 16, 32), torch.bfloat16)
+    expected, qparams = reference.group_norm_silu_quantize(**image)
+    q, _ = ops.group_norm_silu_quantize(**to_card(image), qparams=qparams.cuda())
+    assert_quantized_close(q.cpu(), expected)
+    tokens = layer_norm_operands(300, 1280, torch.bfloat16)
+    expected, qparams = reference.layer_norm_quantize(**tokens)
+    assert_quantized_close(
+        ops.layer_norm_quantize(**to_card(tokens), qparams=qparams.cuda())[0].cpu(), expected
+    )
+    x = torch.randn(300, 2560)
+    expected, qparams = reference.geglu_quantize(x)
+    assert_quantized_close(ops.geglu_quantize(x.cuda(), qparams=qparams.cuda())[0].cpu(), expected)
+    for actual, wanted in zip(ops.quantize(x.cuda()), reference.quantize(x), strict=True):
+        assert_same_bits(actual.cpu(), wanted)
+
+
+def test_other_stream_and_thread():
+    operands = gemm_operands(128, 1280, 11520)  # split along k
+    expected = reference.gemm_s8(**operands)
+    on_card, results = to_card(operands), {}
+
+    def work(name):
+        with torch.cuda.stream(torch.cuda.Stream()):
+            for _ in range(20):
+                results[name] = ops.gemm_s8(**on_card)
+            torch.cuda.current_stream().synchronize()
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
+    torch.cuda.synchronize()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for result in results.values():
+        assert_same_bits(result.cpu(), expected)
+
+
+def test_graph_capture_reads_new_inputs():
+    operands = gemm_operands(256, 640, 640)
+    on_card = to_card(operands)
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        ops.gemm_s8(**on_card)  # the weight's layout and the workspace are made here
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        out = ops.gemm_s8(**on_card)
+    operands["x"] = torch.randint(0, 256, (256, 640), dtype=torch.uint8)
+    on_card["x"].copy_(operands["x"])
+    graph.replay()
+    assert_same_bits(out.cpu(), reference.gemm_s8(**operands))
+
+
+def test_workspace_is_left_zero():
+    ops.gemm_s8(**to_card(gemm_operands(128, 1280, 11520)))
+    torch.cuda.synchronize()
+    assert all(not bool(workspace.any()) for workspace in _cuda._workspaces.values())

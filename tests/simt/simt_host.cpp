@@ -1,0 +1,293 @@
+#include "cuda/simt.h"
+
+#include <ucontext.h>
+
+#include <cstring>
+#include <memory>
+#include <random>
+#include <sstream>
+#include <stdexcept>
+
+namespace tfq::simt {
+namespace {
+
+constexpr size_t kStackBytes = 64 * 1024;
+constexpr unsigned char kPoison = 0xA5;
+constexpr size_t kCopyBytes = 16;
+
+enum class State { kReady, kBlockBarrier, kWarpMeeting, kDone };
+
+struct Copy {
+  uint32_t shared_offset;
+  const void* source;
+};
+
+struct Fibre {
+  ucontext_t context;
+  std::unique_ptr<unsigned char[]> stack;
+  State state = State::kReady;
+  std::vector<std::vector<Copy>> groups;  // committed, oldest first
+  std::vector<Copy> open;
+};
+
+struct Warp {
+  const char* meeting = nullptr;
+  int arrived = 0;
+  void* payloads[kWarpSize];
+};
+
+struct Block {
+  const LaunchConfig* config;
+  const std::function<void()>* body;
+  Dim3 index;
+  std::vector<Fibre>* fibres;
+  std::vector<Warp> warps;
+  std::vector<unsigned char> shared;
+  ucontext_t scheduler;
+  int current = -1;
+  int at_barrier = 0, done = 0;
+  std::string error;
+  std::mt19937_64 random;
+};
+
+Block* block = nullptr;
+
+int threads() { return static_cast<int>(block->config->threads); }
+Fibre& fibre(int i) { return (*block->fibres)[static_cast<size_t>(i)]; }
+Fibre& self() { return fibre(block->current); }
+bool ready(int i) { return fibre(i).state == State::kReady; }
+
+int first_ready(int begin, int count, int step) {
+  for (int i = 0, t = begin; i < count; ++i, t += step) {
+    const int wrapped = (t % threads() + threads()) % threads();
+    if (ready(wrapped)) return wrapped;
+  }
+  return -1;
+}
+
+int next_thread() {
+  const int from = block->current;
+  switch (options().order) {
+    case Order::kForward:
+      return first_ready(from + 1, threads(), 1);
+    case Order::kReverse:
+      return first_ready(from < 0 ? -1 : from - 1, threads(), -1);
+    case Order::kShuffled:
+      return first_ready(static_cast<int>(block->random() % static_cast<uint64_t>(threads())),
+                         threads(), 1);
+    case Order::kGreedy:
+      break;
+  }
+  if (from >= 0) {
+    const int begin = from / kWarpSize * kWarpSize;
+    for (int t = begin; t < begin + kWarpSize; ++t)
+      if (ready(t)) return t;
+  }
+  const int warps = threads() / kWarpSize;
+  const int start = static_cast<int>(block->random() % static_cast<uint64_t>(warps)) * kWarpSize;
+  return first_ready(start, threads(), 1);
+}
+
+std::string stuck_report() {
+  int counts[4] = {};
+  for (int i = 0; i < threads(); ++i) ++counts[static_cast<int>(fibre(i).state)];
+  std::ostringstream out;
+  out << "stuck: of " << threads() << " threads, " << counts[1] << " wait at a block barrier, "
+      << counts[2] << " at a warp instruction and " << counts[3] << " have returned";
+  for (const Warp& warp : block->warps)
+    if (warp.arrived) out << "; " << warp.arrived << " lanes of a warp in " << warp.meeting;
+  return out.str();
+}
+
+// Gives the processor to the next ready thread, or to the scheduler if there is none.
+void yield() {
+  Fibre& from = self();
+  const int next = next_thread();
+  if (next == block->current) return;
+  ++counters().switches;
+  if (next < 0) {
+    if (block->done < threads()) block->error = stuck_report();
+    swapcontext(&from.context, &block->scheduler);
+    return;
+  }
+  block->current = next;
+  swapcontext(&from.context, &fibre(next).context);
+}
+
+void fibre_main() {
+  (*block->body)();
+  if (!self().open.empty() || !self().groups.empty()) {
+    for (const auto& group : self().groups)
+      if (!group.empty()) fail("a thread returned with asynchronous copies under way");
+    if (!self().open.empty()) fail("a thread returned with copies it never committed");
+  }
+  self().state = State::kDone;
+  ++block->done;
+  yield();
+}
+
+void perform(const Copy& copy) {
+  unsigned char* to = shared_bytes(copy.shared_offset, kCopyBytes);
+  if (copy.source) {
+    std::memcpy(to, copy.source, kCopyBytes);
+  } else {
+    std::memset(to, 0, kCopyBytes);
+  }
+}
+
+void run_block() {
+  block->warps.assign(static_cast<size_t>(threads() / kWarpSize), Warp{});
+  block->shared.assign(block->config->shared_bytes, kPoison);
+  block->at_barrier = block->done = 0;
+  block->current = -1;
+  if (block->fibres->size() < static_cast<size_t>(threads()))
+    block->fibres->resize(static_cast<size_t>(threads()));
+  for (int i = 0; i < threads(); ++i) {
+    Fibre& f = fibre(i);
+    if (!f.stack) f.stack.reset(new unsigned char[kStackBytes]);
+    f.state = State::kReady;
+    f.groups.clear();
+    f.open.clear();
+    getcontext(&f.context);
+    f.context.uc_stack.ss_sp = f.stack.get();
+    f.context.uc_stack.ss_size = kStackBytes;
+    f.context.uc_link = nullptr;
+    makecontext(&f.context, fibre_main, 0);
+  }
+  ++counters().blocks;
+  block->current = next_thread();
+  swapcontext(&block->scheduler, &fibre(block->current).context);
+  if (!block->error.empty()) {
+    std::ostringstream out;
+    out << block->config->kernel << ", block (" << block->index.x << ", " << block->index.y << ", "
+        << block->index.z << "): " << block->error;
+    throw std::runtime_error(out.str());
+  }
+}
+
+}  // namespace
+
+Options& options() {
+  static Options value;
+  return value;
+}
+
+Counters& counters() {
+  static Counters value;
+  return value;
+}
+
+int thread_index() { return block->current; }
+int lane_index() { return block->current % kWarpSize; }
+int warp_index() { return block->current / kWarpSize; }
+int block_size() { return threads(); }
+Dim3 block_index() { return block->index; }
+Dim3 grid_size() { return block->config->grid; }
+
+void fail(const std::string& what) {
+  block->error = "thread " + std::to_string(block->current) + ": " + what;
+  swapcontext(&self().context, &block->scheduler);
+  std::abort();  // a failed block is never resumed
+}
+
+unsigned char* shared_bytes(uint32_t offset, size_t count) {
+  if (offset + count > block->shared.size())
+    fail("shared memory: bytes " + std::to_string(offset) + " to " +
+         std::to_string(offset + count) + " of " + std::to_string(block->shared.size()));
+  return block->shared.data() + offset;
+}
+
+void sync_block() {
+  if (++block->at_barrier < threads()) {
+    self().state = State::kBlockBarrier;
+    yield();
+    return;
+  }
+  block->at_barrier = 0;
+  for (int i = 0; i < threads(); ++i)
+    if (fibre(i).state == State::kBlockBarrier) fibre(i).state = State::kReady;
+  yield();
+}
+
+void warp_collective(const char* name, void* payload, void (*execute)(void* const*)) {
+  Warp& warp = block->warps[static_cast<size_t>(warp_index())];
+  if (warp.arrived == 0) warp.meeting = name;
+  if (std::strcmp(warp.meeting, name) != 0)
+    fail(std::string("a warp diverged: a lane in ") + name + ", others in " + warp.meeting);
+  warp.payloads[lane_index()] = payload;
+  if (++warp.arrived < kWarpSize) {
+    self().state = State::kWarpMeeting;
+    yield();
+    return;
+  }
+  execute(warp.payloads);
+  warp.arrived = 0;
+  const int begin = warp_index() * kWarpSize;
+  for (int t = begin; t < begin + kWarpSize; ++t) fibre(t).state = State::kReady;
+  yield();
+}
+
+void sync_warp() {
+  warp_collective("sync_warp", nullptr, [](void* const*) {});
+}
+
+void queue_copy(uint32_t shared_offset, const void* source) {
+  if (shared_offset % kCopyBytes || reinterpret_cast<uintptr_t>(source) % kCopyBytes)
+    fail("cp.async needs addresses that are multiples of 16");
+  if (!options().lazy_copies) {
+    perform({shared_offset, source});
+    return;
+  }
+  std::memset(shared_bytes(shared_offset, kCopyBytes), kPoison, kCopyBytes);
+  self().open.push_back({shared_offset, source});
+}
+
+void commit_copies() {
+  self().groups.push_back(std::move(self().open));
+  self().open.clear();
+}
+
+void wait_copies(int groups_left) {
+  auto& groups = self().groups;
+  while (groups.size() > static_cast<size_t>(groups_left)) {
+    for (const Copy& copy : groups.front()) perform(copy);
+    groups.erase(groups.begin());
+  }
+}
+
+void run_grid(const LaunchConfig& config, const std::function<void()>& thread_body) {
+  static std::vector<Fibre> fibres;
+  if (config.threads == 0 || config.threads % kWarpSize)
+    throw std::runtime_error("launch: threads must be whole warps");
+  ++counters().launches;
+  counters().last_kernel = config.kernel;
+  Block state;
+  state.config = &config;
+  state.body = &thread_body;
+  state.fibres = &fibres;
+  state.random.seed(options().seed);
+  block = &state;
+  const uint64_t blocks = uint64_t{config.grid.x} * config.grid.y * config.grid.z;
+  // A stride that is coprime to the count visits all blocks in an order of its own.
+  uint64_t stride = 1, start = 0;
+  if (options().order == Order::kReverse && blocks) stride = blocks - 1, start = blocks - 1;
+  if (options().order == Order::kShuffled && blocks) {
+    stride = 1 + state.random() % blocks;
+    const auto gcd = [](uint64_t a, uint64_t b) {
+      while (b) a %= b, std::swap(a, b);
+      return a;
+    };
+    while (gcd(stride, blocks) != 1) ++stride;
+    start = state.random() % blocks;
+  }
+  for (uint64_t i = 0; i < blocks; ++i) {
+    const uint64_t linear = (start + i * stride) % blocks;
+    state.index = {static_cast<uint32_t>(linear % config.grid.x),
+                   static_cast<uint32_t>(linear / config.grid.x % config.grid.y),
+                   static_cast<uint32_t>(linear / config.grid.x / config.grid.y)};
+    run_block();
+  }
+  block = nullptr;
+}
+
+}  // namespace tfq::simt

@@ -1,0 +1,72 @@
+// The execution model of csrc/cuda/simt.h on a CPU: one fibre per thread, blocks one after another.
+//
+// A kernel is run under several schedules, because one order hides most races: kGreedy lets a warp
+// run ahead as far as it can, and asynchronous copies happen either at once (eager) or only when
+// they are waited for (lazy), the destination being poisoned until then. Shared memory starts
+// poisoned. A block in which nobody can go on is reported with what each thread waits for.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+namespace tfq::simt {
+
+enum class Order { kForward, kReverse, kShuffled, kGreedy };
+
+struct Options {
+  Order order = Order::kForward;
+  bool lazy_copies = false;
+  uint64_t seed = 0;
+  int fault = 0;  // simt.h, enum Fault
+};
+Options& options();
+
+// Since the last reset_counters(). A phase is what one ldmatrix does in a cycle if nothing
+// conflicts: eight rows of 16 bytes.
+struct Counters {
+  uint64_t launches = 0, blocks = 0, switches = 0;
+  uint64_t ldmatrix_phases = 0, ldmatrix_conflicts = 0;
+  std::string last_kernel;
+};
+Counters& counters();
+
+inline bool fault(int which) { return options().fault == which; }
+
+int thread_index();
+int lane_index();
+int warp_index();
+int block_size();
+Dim3 block_index();
+Dim3 grid_size();
+void sync_block();
+void sync_warp();
+unsigned char* shared_bytes(uint32_t offset, size_t count);
+
+template <typename T>
+T* shared_at(uint32_t offset) {
+  return reinterpret_cast<T*>(shared_bytes(offset, sizeof(T)));
+}
+
+// A meeting point of the 32 lanes of a warp: the last one to arrive calls execute(payload of each
+// lane), then all go on. `name` must be the same for all.
+void warp_collective(const char* name, void* payload, void (*execute)(void* const* payloads));
+
+// Ends the launch with this error.
+[[noreturn]] void fail(const std::string& what);
+
+// Asynchronous copies of the calling thread: 16 bytes each; a null source means zeros.
+void queue_copy(uint32_t shared_offset, const void* source);
+void commit_copies();
+void wait_copies(int groups_left);
+
+void run_grid(const LaunchConfig& config, const std::function<void()>& thread_body);
+
+template <typename Args>
+void launch(void (*kernel)(Args), const LaunchConfig& config, const Args& args) {
+  run_grid(config, [kernel, args] { kernel(args); });
+}
+
+}  // namespace tfq::simt

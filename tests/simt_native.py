@@ -1,0 +1,233 @@
+"""The CUDA kernels on the CPU: builds tests/simt and calls it as tfq.ops calls tfq._C."""
+
+import importlib.util
+import os
+import pathlib
+import subprocess
+import sys
+
+import pybind11
+import torch
+
+from tfq.geometry import conv_output_size, normalize_padding
+from tfq.ops import _cuda
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+SOURCE = ROOT / "tests" / "simt"
+# Of csrc/common/api.h's enum DType; float16 exists on CUDA only.
+DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.uint8: 2, torch.float16: 3}
+ACTIVATIONS = {None: 0, "silu": 1, "geglu": 2}
+NOWHERE = (0, 0)
+GUARD = 512  # elements before and after an output: more than a row
+SENTINEL = 0xA5
+
+# Schedules x copy modes: (order, lazy copies). See simt_host.h.
+FORWARD, REVERSE, SHUFFLED, GREEDY = range(4)
+SCHEDULES = [(order, lazy) for order in range(4) for lazy in (False, True)]
+
+
+def build(sanitize=False):
+    """Folder of the programs, up to date."""
+    folder = ROOT / "build" / ("simt-sanitize" if sanitize else "simt")
+    configure = [
+        "cmake", "-S", SOURCE, "-B", folder, "-G", "Ninja",
+        f"-DTFQ_SIMT_SANITIZE={'ON' if sanitize else 'OFF'}",
+        f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+    ]  # fmt: skip
+    for command in (configure, ["cmake", "--build", folder]):
+        result = subprocess.run(command, capture_output=True, text=True)
+        assert result.returncode == 0, result.stdout + result.stderr
+    return folder
+
+
+def run(folder, program, *arguments):
+    """Run a program of :func:`build`; its output if it succeeds, else AssertionError with it."""
+    environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0"}
+    command = [folder / program, *map(str, arguments)]
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert result.returncode == 0, f"{program}: {result.stdout}\n{result.stderr[-4000:]}"
+    return result.stdout
+
+
+def _address(tensor):
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _table(tensor):
+    return (0, 0) if tensor is None else (tensor.data_ptr(), tensor.stride(0))
+
+
+def guarded_empty(shape, dtype):
+    """Memory between guard zones, and a function that raises unless they are intact."""
+    shape = torch.Size(shape)
+    zones = torch.full((shape.numel() + 2 * GUARD,), SENTINEL, dtype=torch.uint8)
+    zones = zones.repeat_interleave(dtype.itemsize).view(dtype)
+
+    def check():
+        around = torch.cat([zones[:GUARD], zones[-GUARD:]]).view(torch.uint8)
+        assert bool((around == SENTINEL).all()), "a kernel wrote outside its output"
+
+    return zones[GUARD:-GUARD].view(shape), check
+
+
+class Simt:
+    """The module tfq_simt; the functions take the operands of tfq.ops, products some of their own."""
+
+    def __init__(self, folder):
+        (path,) = folder.glob("tfq_simt*.so")
+        spec = importlib.util.spec_from_file_location("tfq_simt", path)
+        self.native = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(self.native)
+        self.tiles = self.native.cuda_tiles()
+        self.workspace = torch.zeros(_cuda.WORKSPACE_VALUES // 4, dtype=torch.int32)
+
+    def schedule(self, order=FORWARD, lazy=False, seed=0, fault=0):
+        self.native.set_options(order, lazy, seed, fault)
+
+    def gemm_s8(self, x, *operands, **options):
+        rows, k = x.shape
+
+        def call(n, weight, epilogue, native_options):
+            self.native.cuda_gemm_s8(
+                x.data_ptr(), rows, n, k, weight.data_ptr(), epilogue, native_options, NOWHERE
+            )
+
+        return self._product((rows,), call, *operands, **options)
+
+    def conv2d_s8(
+        self, x, *operands, kernel_size, stride=1, padding=0, upsample=1, x2=None, **options
+    ):
+        batch, channels, height, width = x.shape
+        kernel, stride, pads = normalize_padding(kernel_size, stride, padding)
+        out_h, out_w = conv_output_size((height * upsample, width * upsample), kernel, stride, pads)
+
+        def call(n, weight, epilogue, native_options):
+            geometry = (
+                batch, height, width, channels, out_h, out_w, n, *kernel, *stride, pads[0], pads[2],
+                upsample,
+            )  # fmt: skip
+            second = (0, 0) if x2 is None else (x2.data_ptr(), x2.shape[1])
+            self.native.cuda_conv2d_s8(
+                x.data_ptr(),
+                *second,
+                geometry,
+                weight.data_ptr(),
+                epilogue,
+                native_options,
+                NOWHERE,
+            )
+
+        out = self._product((batch, out_h, out_w), call, *operands, **options)
+        return out.permute(0, 3, 1, 2)
+
+    def _product(
+        self, shape, call, qparams, weight, weight_scale, weight_sum, bias=None, *, temporal=None,
+        temporal_rows=None, residual=None, activation=None, out_dtype=torch.float32,
+        out_qparams=None, quantized_out=None, tile=None, splits=0,
+    ):  # fmt: skip
+        n = weight_scale.shape[0]
+        rows = torch.Size(shape).numel()
+        packed = _cuda.device_weight(weight)
+        shape = torch.Size((*shape, n // 2 if activation == "geglu" else n))
+        out, check = guarded_empty(shape, out_dtype)
+        samples = 1
+        if temporal is not None:
+            samples = len(temporal if temporal_rows is None else temporal_rows)
+        epilogue = (
+            _table(qparams), rows // qparams.shape[0], weight_scale.data_ptr(), weight_sum.data_ptr(),
+            _address(bias), _address(temporal), 0 if temporal is None else temporal.stride(0),
+            rows // samples, _address(residual),
+            0 if residual is None else DTYPE_CODES[residual.dtype], out.data_ptr(),
+            DTYPE_CODES[out_dtype], _table(out_qparams),
+        )  # fmt: skip
+        options = (
+            ACTIVATIONS[activation], _address(temporal_rows), _address(quantized_out),
+            self.workspace.data_ptr(), self.workspace.numel(),
+            -1 if tile is None else self.tiles.index(tile), splits,
+        )  # fmt: skip
+        call(n, packed, epilogue, options)
+        check()
+        return out
+
+    def _quantized(self, shape, groups, qparams):
+        """(uint8 output, its check, qparams to return, native qparams, address of dynamic ones)."""
+        q, check = guarded_empty(shape, torch.uint8)
+        if qparams is not None:
+            return q, check, qparams, _table(qparams), 0
+        dynamic = torch.empty((groups, 3))
+        return q, check, dynamic, (0, 0), dynamic.data_ptr()
+
+    def quantize(self, x, qparams=None, groups=None):
+        """:func:`tfq.ops.quantize` of 2-D `x`."""
+        groups = groups or (len(x) if qparams is None else len(qparams))
+        q, check, result, native, dynamic = self._quantized(x.shape, groups, qparams)
+        workspace = torch.empty(self.native.cuda_image_workspace(groups, 1, x.numel() // groups))
+        self.native.cuda_quantize(
+            x.data_ptr(), DTYPE_CODES[x.dtype], groups, x.numel() // groups, native, dynamic,
+            q.data_ptr(), workspace.data_ptr(), NOWHERE,
+        )  # fmt: skip
+        check()
+        return q, result
+
+    def group_norm_silu_quantize(
+        self, x, num_groups, weight, bias, eps=1e-5, *, x2=None, silu=True, qparams=None
+    ):
+        batch, channels, height, width = x.shape
+        channels2 = 0 if x2 is None else x2.shape[1]
+        total = channels + channels2
+        shape = (batch, height, width, total)
+        q, check, result, native, dynamic = self._quantized(shape, batch, qparams)
+        if qparams is not None and len(qparams) == 1:
+            native = (native[0], 0)
+        size = self.native.cuda_image_workspace(batch, height * width, total)
+        workspace, check_workspace = guarded_empty((size,), torch.float32)
+        self.native.cuda_group_norm_silu_quantize(
+            x.data_ptr(), _address(x2), DTYPE_CODES[x.dtype],
+            (batch, height * width, channels, channels2, num_groups), eps, silu, weight.data_ptr(),
+            bias.data_ptr(), weight.stride(0) if weight.dim() == 2 else 0, native, dynamic,
+            q.data_ptr(), workspace.data_ptr(), NOWHERE,
+        )  # fmt: skip
+        check()
+        check_workspace()
+        return q.permute(0, 3, 1, 2), result
+
+    def layer_norm_quantize(self, x, weight, bias, eps=1e-5, *, qparams=None):
+        rows, channels = x.shape
+        q, check, result, native, dynamic = self._quantized(x.shape, rows, qparams)
+        self.native.cuda_layer_norm_quantize(
+            x.data_ptr(), DTYPE_CODES[x.dtype], rows, channels, eps, _address(weight),
+            _address(bias), native, rows // len(result), dynamic, q.data_ptr(), NOWHERE,
+        )  # fmt: skip
+        check()
+        return q, result
+
+    def geglu_quantize(self, x, *, qparams=None):
+        rows, channels = len(x), x.shape[1] // 2
+        q, check, result, native, dynamic = self._quantized((rows, channels), rows, qparams)
+        self.native.cuda_geglu_quantize(
+            x.data_ptr(), DTYPE_CODES[x.dtype], rows, channels, native, rows // len(result), dynamic,
+            q.data_ptr(), NOWHERE,
+        )  # fmt: skip
+        check()
+        return q, result
+
+    def temporal_gather(self, table, rows, quantized=None):
+        """`quantized`: (uint8 table, (rows, features, 2) parameters, int32 feature of each column)."""
+        width = (table if quantized is None else quantized[0]).shape[1]
+        height = len(table if quantized is None else quantized[0])
+        out, check = guarded_empty((len(rows), width), torch.float32)
+        native = (0, 0, 0, 0)
+        if quantized is not None:
+            native = (*(t.data_ptr() for t in quantized), quantized[1].shape[1])
+        self.native.cuda_temporal_gather(
+            _address(table),
+            height,
+            width,
+            rows.data_ptr(),
+            len(rows),
+            out.data_ptr(),
+            native,
+            NOWHERE,
+        )
+        check()
+        return out

@@ -1,0 +1,138 @@
+"""What nvcc makes of the kernels, without a card: registers, spills, and the instructions in use.
+
+Needs nvcc, from the pinned packages of the extra ``cuda-build`` or from PATH, and nvdisasm for the
+instructions; a test without its tool is skipped and says so. Not a measurement of speed.
+"""
+
+import collections
+import concurrent.futures
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sysconfig
+
+import pytest
+
+from tfq._ext import _C
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+KERNELS = ROOT / "csrc" / "cuda"
+SOURCES = ("gemm_s8_sm80", "conv2d_s8_sm80", "image_quantize", "row_quantize", "temporal_gather")
+# SASS for each, 90a as such; PTX for what comes later.
+ARCHS = ("80", "86", "89", "90a", "120")
+# Of the tiles of csrc/cuda/tile.h, in its order. 65536 registers: a tile of 128 threads at 255 has two
+# blocks on a multiprocessor, one of 256 threads at 200 too.
+TILE_REGISTERS = {"0": 255, "1": 200, "2": 255, "3": 215, "4": 128}
+BANDWIDTH_REGISTERS = 96
+FLAGS = ("-std=c++17", "-O3", "-fmad=false", f"-I{ROOT / 'csrc'}")
+
+
+def tool(name):
+    packaged = pathlib.Path(sysconfig.get_path("purelib")) / "nvidia" / "cu13" / "bin" / name
+    path = str(packaged) if packaged.exists() else shutil.which(name)
+    if path is None:
+        pytest.skip(f"{name} is not installed (extra cuda-build)")
+    return path
+
+
+def compile_one(nvcc, folder, source, arch):
+    """(registers, spilled bytes, kernel) of each kernel; leaves the machine code in `folder`."""
+    cubin = folder / f"{source}.{arch}.cubin"
+    command = [nvcc, *FLAGS, "-Xptxas", "-v", f"-arch=sm_{arch}", "-cubin", "-o", cubin]
+    result = subprocess.run([*command, KERNELS / f"{source}.cu"], capture_output=True, text=True)
+    assert result.returncode == 0, f"{source} for sm_{arch}:\n{result.stderr}"
+    facts, name, spilled = [], None, 0
+    for line in result.stderr.splitlines():
+        if match := re.search(r"Compiling entry function '(\S+)'", line):
+            name, spilled = match.group(1), 0
+        elif match := re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", line):
+            spilled = int(match.group(1)) + int(match.group(2))
+        elif match := re.search(r"Used (\d+) registers", line):
+            facts.append((int(match.group(1)), spilled, name))
+    assert facts, f"{source} for sm_{arch}: no kernel in\n{result.stderr}"
+    return facts
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """Folder of the machine code, and the facts of each (source, arch)."""
+    nvcc, folder = tool("nvcc"), tmp_path_factory.mktemp("cubin")
+    jobs = [(source, arch) for source in SOURCES for arch in ARCHS]
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        results = pool.map(lambda job: compile_one(nvcc, folder, *job), jobs)
+        return folder, dict(zip(jobs, results, strict=True))
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("source", SOURCES)
+def test_registers(built, source, arch):
+    for registers, spilled, kernel in built[1][source, arch]:
+        assert spilled == 0, f"{kernel} spills {spilled} bytes"
+        product = re.search(r"_s8_sm80ILi(\d)E", kernel)
+        budget = TILE_REGISTERS[product.group(1)] if product else BANDWIDTH_REGISTERS
+        assert registers <= budget, f"{kernel} uses {registers} registers"
+
+
+def instructions(nvdisasm, cubin):
+    """Kernel -> how often each opcode, with its modifiers, stands in it."""
+    text = subprocess.run(
+        [nvdisasm, "-c", cubin], capture_output=True, text=True, check=True
+    ).stdout
+    counts, kernel = {}, None
+    for line in text.splitlines():
+        if match := re.match(r"\.text\.(\S+):", line):
+            kernel = counts.setdefault(match.group(1), collections.Counter())
+        elif match := re.match(r"\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", line):
+            kernel[match.group(1)] += 1
+    return counts
+
+
+def total(counter, prefix):
+    return sum(count for opcode, count in counter.items() if opcode.startswith(prefix))
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("source", SOURCES[:2])
+def test_products_use_tensor_cores_and_wide_copies(built, source, arch):
+    nvdisasm = tool("nvdisasm")
+    kernels = instructions(nvdisasm, built[0] / f"{source}.{arch}.cubin")
+    assert len(kernels) == (10 if source.startswith("gemm") else 5)
+    for name, counts in kernels.items():
+        tile = _C.cuda_tiles()[int(re.search(r"_s8_sm80ILi(\d)E", name).group(1))]
+        block_m, block_n, _, warps_m, warps_n = map(int, re.findall(r"\d+", tile))
+        threads = 32 * warps_m * warps_n
+        # One k-block: depth 64 is two instructions of 16 x 8 x 32.
+        per_block = 2 * block_m * block_n // (16 * 8) // (threads // 32)
+        multiplies = total(counts, "IMMA.16832.U8.S8")
+        assert multiplies >= per_block and multiplies % per_block == 0, (name, multiplies)
+        assert total(counts, "LDSM.16.M88.4") > 0, name
+        copies = total(counts, "LDGSTS")
+        assert copies > 0 and copies == total(counts, "LDGSTS.E.BYPASS.128"), (name, counts)
+        assert total(counts, "LDL") == total(counts, "STL") == 0, f"{name} uses local memory"
+        assert total(counts, "STG.E.128") > 0 and total(counts, "LDG.E.128") > 0, name
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("source", SOURCES[2:4])
+def test_bandwidth_kernels_read_vectors(built, source, arch):
+    nvdisasm = tool("nvdisasm")
+    for name, counts in instructions(nvdisasm, built[0] / f"{source}.{arch}.cubin").items():
+        assert total(counts, "LDL") == total(counts, "STL") == 0, f"{name} uses local memory"
+        if "clear_ranges" in name or "coefficients" in name:
+            continue
+        assert total(counts, "LDG.E.128") > 0, name
+        if "image_quantize" in name or "row_quantize" in name:
+            assert total(counts, "STG.E.64") > 0, name
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_ptx_for_later_cards(tmp_path, source):
+    ptx = tmp_path / "kernel.ptx"
+    command = [tool("nvcc"), *FLAGS, "-arch=compute_80", "-ptx", "-o", ptx]
+    subprocess.run([*command, KERNELS / f"{source}.cu"], check=True)
+    text = ptx.read_text()
+    assert ".target sm_80" in text
+    if source in SOURCES[:2]:
+        assert "mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32" in text

@@ -1,0 +1,116 @@
+"""The test of the tests: faults put into the kernels must be seen, and by what they should be.
+
+A fault is one of csrc/cuda/simt.h's; the host build alone contains them.
+"""
+
+import pytest
+import simt_native
+from operands import conv_operands, gemm_operands
+
+from tfq import reference
+
+# Enum Fault.
+(
+    NO_BARRIER_AFTER_WAIT,
+    WAIT_ONE_GROUP_TOO_FEW,
+    REFILL_BEFORE_BARRIER,
+    RETURN_BEFORE_BARRIER,
+    STORE_BEYOND_ROWS,
+    LOAD_BEYOND_ROWS,
+    NO_SWIZZLE,
+    PADDING_IS_ZERO,
+    SPLIT_WITHOUT_RESET,
+    SPLIT_LAST_BLOCK_TOO_EARLY,
+    COUNT,
+) = range(1, 12)
+
+
+@pytest.fixture(scope="module")
+def simt():
+    simt = simt_native.Simt(simt_native.build())
+    yield simt
+    simt.schedule()
+
+
+def outcome(simt, fault, order, lazy, function="gemm_s8", splits=0):
+    """ "right", "wrong", or the text of the error."""
+    if function == "gemm_s8":
+        operands = gemm_operands(65, 72, 640)
+    else:
+        operands = conv_operands((1, 32, 6, 6, 40, 3, 1, 1, 1))
+    expected = getattr(reference, function)(**operands)
+    simt.schedule(order, lazy, seed=1, fault=fault)
+    try:
+        for _ in range(2):
+            actual = getattr(simt, function)(**operands, tile="64x64x64_w2x2", splits=splits)
+            if not bool((actual == expected).all()):
+                return "wrong"
+    except (RuntimeError, AssertionError) as error:
+        return str(error)
+    finally:
+        simt.workspace.zero_()
+    return "right"
+
+
+def outcomes(simt, fault, **problem):
+    return {
+        (order, lazy): outcome(simt, fault, order, lazy, **problem)
+        for order, lazy in simt_native.SCHEDULES
+    }
+
+
+def test_every_fault_is_here(simt):
+    assert simt.native.fault_count == COUNT
+
+
+def test_without_a_fault_all_is_right(simt):
+    for problem in ({}, {"splits": 2}, {"function": "conv2d_s8"}):
+        assert set(outcomes(simt, 0, **problem).values()) == {"right"}
+
+
+def test_missing_barrier(simt):
+    assert "wrong" in outcomes(simt, NO_BARRIER_AFTER_WAIT).values()
+
+
+def test_waiting_for_too_few_copies_needs_lazy_copies(simt):
+    seen = outcomes(simt, WAIT_ONE_GROUP_TOO_FEW)
+    assert all(result == "wrong" for (_, lazy), result in seen.items() if lazy)
+    assert all(result == "right" for (_, lazy), result in seen.items() if not lazy)
+
+
+def test_early_refill_needs_a_warp_that_runs_ahead(simt):
+    seen = outcomes(simt, REFILL_BEFORE_BARRIER)
+    assert seen[simt_native.GREEDY, False] == "wrong"
+
+
+def test_early_return_is_reported(simt):
+    for result in outcomes(simt, RETURN_BEFORE_BARRIER).values():
+        assert (
+            "stuck: of 128 threads" in result
+            or "never committed" in result
+            or "under way" in result
+        )
+
+
+def test_store_beyond_the_rows(simt):
+    assert set(outcomes(simt, STORE_BEYOND_ROWS).values()) == {"a kernel wrote outside its output"}
+
+
+def test_missing_swizzle_is_right_but_conflicts(simt):
+    simt.native.reset_counters()
+    assert outcome(simt, NO_SWIZZLE, 0, False) == "right"
+    counters = simt.native.counters()
+    assert counters["ldmatrix_conflicts"] >= counters["ldmatrix_phases"]
+
+
+def test_padding_with_zero_bytes(simt):
+    seen = outcomes(simt, PADDING_IS_ZERO, function="conv2d_s8")
+    assert set(seen.values()) == {"wrong"}
+
+
+def test_split_that_leaves_its_sums(simt):
+    assert set(outcomes(simt, SPLIT_WITHOUT_RESET, splits=2).values()) == {"wrong"}
+
+
+def test_split_that_does_not_wait_for_the_last(simt):
+    assert set(outcomes(simt, SPLIT_LAST_BLOCK_TOO_EARLY, splits=2).values()) == {"wrong"}

@@ -1,0 +1,103 @@
+"""tfq.ops by way of its CUDA half: Python's part of a launch over the host build of the kernels.
+
+CPU tensors stand for CUDA tensors; what is not covered is torch's CUDA allocator and streams.
+"""
+
+import pytest
+import simt_native
+import torch
+from operands import conv_operands, gemm_operands, group_norm_operands, layer_norm_operands
+from tolerance import assert_quantized_close, assert_same_bits
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from tfq import ops, reference
+from tfq.ops import _checks, _cuda, activations, products
+
+
+@pytest.fixture(scope="module")
+def simt():
+    return simt_native.Simt(simt_native.build())
+
+
+@pytest.fixture
+def on_cuda(simt, monkeypatch):
+    simt.schedule(simt_native.GREEDY, lazy=True)
+    monkeypatch.setattr(_cuda, "_C", simt.native)
+    monkeypatch.setattr(_cuda, "_launch", lambda device: (0, 0))
+    monkeypatch.setattr(_cuda, "_workspaces", {})
+    monkeypatch.setattr(_cuda, "WORKSPACE_VALUES", 1 << 20)
+    for module in (products, activations):
+        monkeypatch.setattr(module, "native", lambda operation, x, **_: _cuda.Kernels(x.device))
+    address = lambda packed: _cuda.cached_device_weight(packed).data_ptr()  # noqa: E731
+    monkeypatch.setattr(products, "native_weight", address)
+    yield simt.native
+    simt.schedule()
+
+
+def test_products(on_cuda):
+    operands = gemm_operands(70, 72, 1040)
+    operands.update(residual=torch.randn(70, 72), temporal=torch.randn(2, 72))
+    assert_same_bits(ops.gemm_s8(**operands), reference.gemm_s8(**operands))
+    assert on_cuda.counters()["last_kernel"].startswith("gemm_s8_")
+    operands = conv_operands((2, 32, 7, 9, 72, 3, 2, 1, 2))
+    operands["out_dtype"] = torch.bfloat16
+    assert_same_bits(ops.conv2d_s8(**operands), reference.conv2d_s8(**operands))
+
+
+def test_activations(on_cuda):
+    x = torch.randn(6, 64)
+    for actual, expected in zip(ops.quantize(x), reference.quantize(x), strict=True):
+        assert_same_bits(actual, expected)
+    image = group_norm_operands((2, 32, 16, 5, 7, 8))
+    expected, qparams = reference.group_norm_silu_quantize(**image)
+    actual, _ = ops.group_norm_silu_quantize(**image, qparams=qparams)
+    assert_quantized_close(actual, expected)
+    assert actual.is_contiguous(memory_format=torch.channels_last)
+    ops.group_norm_silu_quantize(**image)
+    tokens = layer_norm_operands(5, 320)
+    expected, qparams = reference.layer_norm_quantize(**tokens)
+    assert_quantized_close(ops.layer_norm_quantize(**tokens, qparams=qparams)[0], expected)
+    expected, qparams = reference.geglu_quantize(x)
+    assert_quantized_close(ops.geglu_quantize(x, qparams=qparams)[0], expected)
+    rows = torch.tensor([5, 0])
+    assert_same_bits(ops.temporal_gather(x, rows), x[rows])
+
+
+def test_weight_is_laid_out_once_until_it_changes(on_cuda, monkeypatch):
+    packed = gemm_operands(1, 40, 16)["weight"]
+    first = _cuda.cached_device_weight(packed)
+    assert _cuda.cached_device_weight(packed) is first
+    packed.zero_()
+    assert not bool(_cuda.cached_device_weight(packed).any())
+
+
+def test_kept_weights_go_with_the_weight():
+    packed = gemm_operands(1, 40, 16)["weight"]
+    before = len(_cuda._weights)
+    _cuda.cached_device_weight(packed)
+    assert len(_cuda._weights) == before + 1
+    del packed
+    assert len(_cuda._weights) == before
+
+
+def test_cuda_tensor_in_a_build_without_cuda_says_how_to_get_one(monkeypatch):
+    monkeypatch.setattr(_checks, "HAS_CUDA", False)
+    monkeypatch.setattr(_checks, "KERNEL_DEVICES", "'cpu'")
+    with FakeTensorMode():
+        x = torch.empty(2, 16, dtype=torch.uint8, device="cuda")
+        with pytest.raises(
+            NotImplementedError,
+            match="gemm_s8: x is on 'cuda:0', but this build of tfq has native kernels for 'cpu' "
+            "only; build tfq where nvcc is, with `TFQ_CUDA=ON pip install .`",
+        ):
+            _checks.require("gemm_s8", "x", x, (torch.uint8,))
+
+
+def test_operands_must_share_a_device(monkeypatch):
+    monkeypatch.setattr(_checks, "HAS_CUDA", True)
+    with FakeTensorMode():
+        x, bias = torch.empty(2, device="cuda"), torch.empty(2)
+        with pytest.raises(
+            ValueError, match="gemm_s8: bias must be on the device of x, 'cuda:0', got 'cpu'"
+        ):
+            _checks.native("gemm_s8", x, weight=x, bias=bias)

@@ -1,0 +1,299 @@
+"""The CUDA GEMM and convolution on the CPU (tests/simt), bit for bit against the reference.
+
+Every tile, every epilogue, ragged shapes, all schedules. What this cannot show: speed, and that a
+card executes each instruction as its emulation does; the second is tests/gpu's.
+"""
+
+import itertools
+
+import pytest
+import simt_native
+import torch
+from operands import conv_operands, gemm_operands, random_images, random_qparams, strided_rows
+from tolerance import assert_quantized_close, assert_same_bits
+
+from tfq import reference
+from tfq.ops import _cuda
+
+pytestmark = pytest.mark.usefixtures("default_schedule")
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+TILES = ("128x160x64_w2x2", "128x160x64_w4x2", "128x128x64_w2x2", "64x160x64_w2x2", "64x64x64_w2x2")
+# Batch, channels, height, width, out channels, kernel, stride, padding, upsample.
+CONVS = [
+    (2, 32, 7, 9, 72, 3, 1, 1, 1),
+    (1, 16, 8, 8, 40, 3, 2, 1, 1),
+    (1, 48, 8, 7, 40, 3, 2, (0, 1, 0, 1), 1),  # DDPM's downsampling: right and bottom alone
+    (2, 64, 5, 5, 168, 1, 1, 0, 1),
+    (3, 32, 4, 5, 40, 3, 1, 1, 2),
+    (1, 16, 3, 3, 24, 5, 1, 2, 1),
+    (2, 16, 1, 1, 8, 3, 1, (4, 0, 0, 4), 1),
+    (1, 32, 6, 6, 32, (1, 3), (1, 2), (0, 1), 1),
+]
+
+
+@pytest.fixture(scope="module")
+def simt():
+    return simt_native.Simt(simt_native.build())
+
+
+@pytest.fixture
+def default_schedule(simt):
+    simt.schedule()
+    yield
+    simt.schedule()
+
+
+def test_the_tiles_are_these(simt):
+    assert tuple(simt.tiles) == TILES
+
+
+@pytest.mark.parametrize("tile", TILES)
+@pytest.mark.parametrize("order, lazy", simt_native.SCHEDULES)
+def test_gemm_under_every_schedule(simt, tile, order, lazy):
+    operands = gemm_operands(131, 168, 400)
+    simt.schedule(order, lazy, seed=order)
+    assert_same_bits(simt.gemm_s8(**operands, tile=tile), reference.gemm_s8(**operands))
+
+
+@pytest.mark.parametrize("tile", TILES)
+@pytest.mark.parametrize("order, lazy", simt_native.SCHEDULES)
+def test_conv_under_every_schedule(simt, tile, order, lazy):
+    operands = conv_operands((2, 48, 7, 9, 168, 3, 1, 1, 1))
+    simt.schedule(order, lazy, seed=order)
+    assert_same_bits(simt.conv2d_s8(**operands, tile=tile), reference.conv2d_s8(**operands))
+
+
+@pytest.mark.parametrize("tile", TILES)
+@pytest.mark.parametrize("shape", CONVS, ids=str)
+def test_conv_geometry(simt, tile, shape):
+    operands = conv_operands(shape)
+    assert_same_bits(simt.conv2d_s8(**operands, tile=tile), reference.conv2d_s8(**operands))
+
+
+@pytest.mark.parametrize("zero_point", [0, 1, 128, 255])
+def test_padding_is_the_real_value_zero(simt, zero_point):
+    operands = conv_operands(CONVS[0])
+    operands["qparams"] = random_qparams(2, zero_point)
+    assert_same_bits(simt.conv2d_s8(**operands), reference.conv2d_s8(**operands))
+
+
+def test_two_sources_are_their_concatenation(simt):
+    operands = conv_operands((2, 80, 5, 6, 40, 3, 1, 1, 1))
+    expected = reference.conv2d_s8(**operands)
+    x = operands.pop("x")
+    for first in (16, 48, 64):
+        halves = [
+            half.contiguous(memory_format=torch.channels_last)
+            for half in (x[:, :first], x[:, first:])
+        ]
+        assert_same_bits(simt.conv2d_s8(halves[0], **operands, x2=halves[1]), expected, str(first))
+
+
+@pytest.mark.parametrize("tile", TILES)
+@pytest.mark.parametrize("m, n, k", [(1, 8, 16), (65, 72, 80), (129, 328, 64), (300, 168, 1040)])
+def test_ragged_gemm(simt, tile, m, n, k):
+    operands = gemm_operands(m, n, k)
+    assert_same_bits(simt.gemm_s8(**operands, tile=tile), reference.gemm_s8(**operands))
+
+
+def epilogues():
+    """Every kind of output, residual, activation, bias and temporal table, pairwise and more."""
+    outputs = [*FLOATS, torch.uint8, "both"]
+    for out, residual in itertools.product(outputs, [None, *FLOATS]):
+        for groups, samples in [(1, 0), (1, 1), (3, 3), (6, 2)]:
+            yield out, residual, groups, samples
+
+
+def with_epilogue(operands, rows, n, epilogue):
+    out, residual, groups, samples = epilogue
+    operands["qparams"] = random_qparams(groups)
+    operands["out_dtype"] = torch.bfloat16 if out == "both" else out
+    if out in ("both", torch.uint8):
+        operands["out_qparams"] = strided_rows(random_qparams(groups))
+    if residual is not None:
+        operands["residual"] = torch.randn(rows, n).to(residual)
+    if samples:
+        operands["temporal"] = strided_rows(torch.randn(samples, n))
+    else:
+        operands["bias"] = None
+    return operands
+
+
+def expect(operands):
+    """The reference's outputs: the one asked for, and the uint8 one where parameters are given."""
+    first = reference.gemm_s8(**operands)
+    if operands.get("out_qparams") is None:
+        return first, None
+    return first, reference.gemm_s8(**{**operands, "out_dtype": torch.uint8})
+
+
+@pytest.mark.parametrize("tile", TILES)
+def test_every_epilogue(simt, tile):
+    rows, n = 78, 168
+    for epilogue in epilogues():
+        operands = with_epilogue(gemm_operands(rows, n, 48), rows, n, epilogue)
+        second = torch.empty((rows, n), dtype=torch.uint8) if epilogue[0] == "both" else None
+        expected, expected_second = expect(operands)
+        actual = simt.gemm_s8(**operands, quantized_out=second, tile=tile)
+        assert_same_bits(actual, expected, str(epilogue))
+        if second is not None:
+            assert_same_bits(second, expected_second, str(epilogue))
+
+
+@pytest.mark.parametrize("tile", TILES)
+def test_conv_epilogue(simt, tile):
+    operands = conv_operands(CONVS[0])
+    operands["residual"] = random_images(2, 72, 7, 9, torch.bfloat16)
+    operands["temporal"] = torch.randn(2, 72)
+    operands.update(out_dtype=torch.uint8, out_qparams=random_qparams(2))
+    assert_same_bits(simt.conv2d_s8(**operands, tile=tile), reference.conv2d_s8(**operands))
+
+
+@pytest.mark.parametrize("tile", TILES)
+def test_temporal_rows_are_read_on_the_device(simt, tile):
+    operands = gemm_operands(90, 72, 64)
+    table, rows = torch.randn(5, 72), torch.tensor([4, 0, 4])
+    actual = simt.gemm_s8(**operands, temporal=table, temporal_rows=rows, tile=tile)
+    assert_same_bits(actual, reference.gemm_s8(**operands, temporal=table[rows]))
+
+
+@pytest.mark.parametrize("tile", TILES)
+def test_silu(simt, tile):
+    operands = gemm_operands(70, 72, 64)
+    operands["out_qparams"] = random_qparams(1)
+    linear = reference.gemm_s8(**{**operands, "out_qparams": None})
+    expected, _ = reference.quantize(
+        torch.nn.functional.silu(linear.double()).float(), operands["out_qparams"]
+    )
+    actual = simt.gemm_s8(**operands, out_dtype=torch.uint8, activation="silu", tile=tile)
+    assert_quantized_close(actual, expected)
+
+
+def interleave(halves):
+    """Rows of ``[value | gate]`` in the order GEGLU's epilogue wants: two values, their two gates."""
+    value, gate = (half.unflatten(0, (-1, 2)) for half in halves.chunk(2))
+    return torch.stack([value, gate], 1).flatten(0, 2)
+
+
+@pytest.mark.parametrize("tile", TILES)
+def test_geglu(simt, tile):
+    rows, n, k = 70, 176, 64
+    operands = gemm_operands(rows, n, k)
+    # Gates that reach from where gelu vanishes to where it is the identity.
+    operands["weight_scale"] *= 0.2
+    q = random_qparams(1)
+    projected = reference.gemm_s8(**operands)
+    expected, _ = reference.geglu_quantize(projected, qparams=q)
+    weight = reference.unpack_weight(operands["weight"], (n, k))
+    packed, weight_sum = reference.pack_weight(interleave(weight))
+    interleaved = {
+        **operands,
+        "weight": packed,
+        "weight_sum": weight_sum,
+        "weight_scale": interleave(operands["weight_scale"]),
+        "bias": interleave(operands["bias"]),
+    }
+    for out_dtype in (torch.uint8, *FLOATS):
+        second = torch.empty((rows, n // 2), dtype=torch.uint8)
+        both = out_dtype is not torch.uint8
+        actual = simt.gemm_s8(
+            **interleaved, out_dtype=out_dtype, out_qparams=q, activation="geglu", tile=tile,
+            quantized_out=second if both else None,
+        )  # fmt: skip
+        assert_quantized_close(second if both else actual, expected, str(out_dtype))
+
+
+@pytest.mark.parametrize("tile", TILES)
+@pytest.mark.parametrize("splits", [2, 3, 8])
+@pytest.mark.parametrize("order", range(4))
+def test_split_k_is_exact_and_leaves_zeros(simt, tile, splits, order):
+    simt.schedule(order, lazy=True, seed=splits)
+    for operands, function in (
+        (gemm_operands(130, 72, 1040), "gemm_s8"),
+        (conv_operands((2, 64, 5, 5, 40, 3, 1, 1, 1)), "conv2d_s8"),
+    ):
+        expected = getattr(reference, function)(**operands)
+        for _ in range(2):  # the second finds what the first left
+            actual = getattr(simt, function)(**operands, tile=tile, splits=splits)
+            assert_same_bits(actual, expected, function)
+        assert not bool(simt.workspace.any())
+
+
+@pytest.mark.parametrize("value", [0, 255])
+@pytest.mark.parametrize("weight", [-127, 127])
+def test_extreme_values_at_the_largest_depth(simt, value, weight):
+    operands = gemm_operands(3, 8, 23040)
+    operands["x"].fill_(value)
+    operands["qparams"] = random_qparams(1, 255 - value)
+    packed, weight_sum = reference.pack_weight(torch.full((8, 23040), weight, dtype=torch.int8))
+    operands.update(weight=packed, weight_sum=weight_sum)
+    assert_same_bits(simt.gemm_s8(**operands, tile=TILES[-1]), reference.gemm_s8(**operands))
+
+
+def test_not_finite_values_requantize_as_specified(simt):
+    operands = gemm_operands(6, 8, 16)
+    residual = torch.tensor([torch.nan, torch.inf, -torch.inf, 3e38, -3e38, 1e-45])
+    operands["residual"] = residual.view(6, 1).repeat(1, 8).contiguous()
+    for z in (0, 7, 255):
+        operands.update(out_dtype=torch.uint8, out_qparams=random_qparams(1, z))
+        assert_same_bits(simt.gemm_s8(**operands), reference.gemm_s8(**operands))
+
+
+def test_shared_memory_is_read_without_bank_conflicts(simt):
+    for tile in TILES:
+        simt.native.reset_counters()
+        simt.gemm_s8(**gemm_operands(128, 160, 128), tile=tile)
+        counters = simt.native.counters()
+        assert counters["last_kernel"] == f"gemm_s8_{tile}_sm80"
+        assert counters["ldmatrix_phases"] > 0 and counters["ldmatrix_conflicts"] == 0
+
+
+def test_device_weight_layout():
+    weight = torch.arange(40).view(40, 1).to(torch.int8) * torch.ones(1, 3, dtype=torch.int8)
+    device = _cuda.device_weight(reference.pack_weight(weight)[0])
+    assert device.shape == (64, 64)
+    for g, j, t, e in itertools.product(range(2), range(4), range(4), range(2)):
+        channel = 32 * g + 8 * t + 2 * j + e
+        row = device[32 * g + 8 * j + 2 * t + e]
+        expected = channel if channel < 40 else 0
+        assert row[:3].tolist() == [expected] * 3 and not bool(row[3:].any())
+
+
+class TestErrors:
+    def test_depth(self, simt):
+        with pytest.raises(
+            ValueError,
+            match="(?s)gemm_s8: no kernel for m=4, n=8, k=24 .*64x64x64_w2x2 k/1: declined: k must be "
+            "a multiple of 16, got 24",
+        ):
+            simt.gemm_s8(**gemm_operands(4, 8, 24))
+
+    def test_width(self, simt):
+        with pytest.raises(ValueError, match="gemm_s8: n must be a multiple of 8, got 12"):
+            simt.gemm_s8(**gemm_operands(4, 12, 16))
+
+    def test_channels(self, simt):
+        with pytest.raises(
+            ValueError, match="need channels that are multiples of 16, got 24 and 0"
+        ):
+            simt.conv2d_s8(**conv_operands((1, 24, 4, 4, 8, 3, 1, 1, 1)))
+
+    def test_alignment(self, simt):
+        operands = gemm_operands(4, 8, 16)
+        operands["x"] = torch.empty(65, dtype=torch.uint8)[1:].view(4, 16)
+        with pytest.raises(ValueError, match="gemm_s8: x must begin at a multiple of 16 bytes"):
+            simt.gemm_s8(**operands)
+        operands = gemm_operands(4, 8, 16)
+        operands["bias"] = torch.empty(9)[1:]
+        with pytest.raises(ValueError, match="gemm_s8: bias must begin at a multiple of 16 bytes"):
+            simt.gemm_s8(**operands)
+
+    def test_old_device_declines_every_tile(self, simt):
+        simt.native.set_device(75, 40, 65536, 65536)
+        try:
+            with pytest.raises(
+                ValueError, match="needs compute capability 8.0, the device has 7.5"
+            ):
+                simt.gemm_s8(**gemm_operands(4, 8, 16))
+        finally:
+            simt.native.set_device(80, 108, 166912, 167936)

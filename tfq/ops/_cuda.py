@@ -1,0 +1,109 @@
+"""What the CUDA kernels need beyond the CPU's: their own weight layout, a stream, a workspace.
+
+Weights and the workspace of split-K are made on first use and kept: after one ordinary call, calls
+neither wait nor allocate but from torch's caching allocator, and can be captured into a CUDA graph.
+"""
+
+import torch
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from tfq._ext import _C
+
+WORKSPACE_VALUES = 4 << 20  # int32: split-K sums of as many tiles as a card has multiprocessors
+CHANNEL_GROUP = 32
+NO_CHOICE = (-1, 0)  # tile and parts of k: the library chooses
+
+_weights = WeakTensorKeyDictionary()  # packed weight -> (version, device weight)
+_workspaces = {}  # (device index, stream) -> int32 zeros, for split-K
+
+
+def device_weight(packed):
+    """The CUDA layout of a packed weight (see csrc/cuda/product_args.h).
+
+    Parameters
+    ----------
+    packed : Tensor
+        int8 ``(ceil(n/16), ceil(k/64)*16, 16, 4)``, from :func:`tfq.ops.pack_weight`.
+
+    Returns
+    -------
+    Tensor
+        int8 ``(ceil(n/32)*32, ceil(k/64)*64)``: row ``32g + 8j + 2t + e`` holds output channel
+        ``32g + 8t + 2j + e``.
+    """
+    panels, quads = packed.shape[:2]
+    rows = packed.transpose(1, 2).reshape(panels * 16, quads * 4)
+    rows = torch.nn.functional.pad(rows, (0, 0, 0, -len(rows) % CHANNEL_GROUP))
+    groups = rows.view(-1, 4, 4, 2, quads * 4)  # (group, t, j, e, k)
+    return groups.transpose(1, 2).contiguous().view(-1, quads * 4)
+
+
+def cached_device_weight(packed):
+    """Like :func:`device_weight`, computed once for each version of `packed`."""
+    entry = _weights.get(packed)
+    if entry is None or entry[0] != packed._version:
+        entry = (packed._version, device_weight(packed))
+        _weights[packed] = entry
+    return entry[1]
+
+
+def _launch(device):
+    """(device index, current stream of torch) for the native functions."""
+    return device.index, torch.cuda.current_stream(device).cuda_stream
+
+
+def _workspace(where, device):
+    """Zeros that split-K leaves zero; one buffer a stream, for streams run side by side."""
+    if where not in _workspaces:
+        _workspaces[where] = torch.zeros(WORKSPACE_VALUES, dtype=torch.int32, device=device)
+    return _workspaces[where]
+
+
+class Kernels:
+    """The functions of :mod:`tfq._C` of the same names, on the current stream of a CUDA device."""
+
+    def __init__(self, device):
+        self.device = device
+        self.where = _launch(device)
+
+    def gemm_s8(self, x, rows, n, k, weight, _zero_point, epilogue):
+        _C.cuda_gemm_s8(x, rows, n, k, weight, epilogue, self._options(), self.where)
+
+    def conv2d_s8(self, x, geometry, weight, _zero_point, epilogue):
+        _C.cuda_conv2d_s8(x, 0, 0, geometry, weight, epilogue, self._options(), self.where)
+
+    def quantize(self, x, x_dtype, groups, group_size, *rest):
+        workspace = self._scratch(groups, 1, group_size)
+        _C.cuda_quantize(x, x_dtype, groups, group_size, *rest, workspace.data_ptr(), self.where)
+
+    def group_norm_silu_quantize(self, x, x2, x_dtype, shape, *rest):
+        batch, pixels, channels, channels2, _ = shape
+        workspace = self._scratch(batch, pixels, channels + channels2)
+        _C.cuda_group_norm_silu_quantize(
+            x, x2, x_dtype, shape, *rest, workspace.data_ptr(), self.where
+        )
+
+    def layer_norm_quantize(self, *arguments):
+        _C.cuda_layer_norm_quantize(*arguments, self.where)
+
+    def geglu_quantize(self, *arguments):
+        _C.cuda_geglu_quantize(*arguments, self.where)
+
+    def temporal_gather(self, *arguments):
+        _C.cuda_temporal_gather(*arguments, (0, 0, 0, 0), self.where)
+
+    def temporal_gather_dequantize(self, *arguments):
+        """A uint8 table: see :func:`tfq.ops.temporal_gather`."""
+        raise NotImplementedError(
+            f"temporal_gather: a uint8 table is read on 'cpu' only in this version, got one on "
+            f"'{self.device}'"
+        )
+
+    def _options(self):
+        workspace = _workspace(self.where, self.device)
+        return (0, 0, 0, workspace.data_ptr(), workspace.numel(), *NO_CHOICE)
+
+    def _scratch(self, batch, pixels, channels):
+        """From torch's allocator, which is bound to the stream and allowed in a captured graph."""
+        size = _C.cuda_image_workspace(batch, pixels, channels)
+        return torch.empty(size, dtype=torch.float32, device=self.device)
