@@ -1,5 +1,6 @@
 """What nvcc makes of the kernels, without a card: registers, spills, and the instructions in use.
 
+Runs where TFQ_CUDA_GATES=ON, because building all kernels for all architectures takes many minutes.
 Needs nvcc, from the pinned packages of the extra ``cuda-build`` or from PATH, and nvdisasm for the
 instructions; a test without its tool is skipped and says so. Not a measurement of speed.
 """
@@ -17,6 +18,9 @@ import pytest
 
 from tfq._ext import _C
 
+pytestmark = pytest.mark.skipif(
+    os.environ.get("TFQ_CUDA_GATES") != "ON", reason="minutes of nvcc: set TFQ_CUDA_GATES=ON"
+)
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 KERNELS = ROOT / "csrc" / "cuda"
 SOURCES = ("gemm_s8_sm80", "conv2d_s8_sm80", "image_quantize", "row_quantize", "temporal_gather")
