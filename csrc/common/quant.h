@@ -38,7 +38,7 @@ static TFQ_HOST_DEVICE inline uint8_t quantize_value(float x, float r, float z) 
 }
 
 // A scale that stands for 0 (1 then) or would be subnormal, corrected.
-static inline float normal_scale(float s) {
+static TFQ_HOST_DEVICE inline float normal_scale(float s) {
   constexpr float kSmallestNormal = 1.17549435e-38f;
   if (s == 0.0f) return 1.0f;
   return s < kSmallestNormal ? kSmallestNormal : s;
