@@ -28,8 +28,11 @@ def on_cuda(simt, monkeypatch):
     monkeypatch.setattr(_cuda, "WORKSPACE_VALUES", 1 << 20)
     for module in (products, activations):
         monkeypatch.setattr(module, "native", lambda operation, x, **_: _cuda.Kernels(x.device))
-    address = lambda packed: _cuda.cached_device_weight(packed).data_ptr()  # noqa: E731
-    monkeypatch.setattr(products, "native_weight", address)
+    monkeypatch.setattr(
+        products,
+        "packed_weight",
+        lambda operation, weight, *_: (_cuda.cached_device_weight(weight).data_ptr(), 0),
+    )
     yield simt.native
     simt.schedule()
 
