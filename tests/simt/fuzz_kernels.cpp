@@ -163,9 +163,9 @@ void run_product(const Problem& p) {
                                      workspace.data,          workspace.size,
                                      static_cast<int>(pick(0, cuda::kTileCount - 1)), parts};
   if (p.conv) {
-    cuda::conv2d_s8({x.data, g, packed.data, e}, nullptr, 0, options, {0, nullptr});
+    cuda::conv2d_s8({x.data, g, {packed.data, nullptr}, e}, nullptr, 0, options, {0, nullptr});
   } else {
-    cuda::gemm_s8({x.data, p.m, p.n, p.k, packed.data, e}, options, {0, nullptr});
+    cuda::gemm_s8({x.data, p.m, p.n, p.k, {packed.data, nullptr}, e}, options, {0, nullptr});
   }
   for (int64_t row = 0; row < p.m; ++row) {
     const int64_t group = row / e.rows_per_group;
