@@ -11,18 +11,14 @@ import torch
 from temporal_arms import BITS, TemporalPath
 from torch.func import functional_call
 
+from tfq.adaround import regularizer, share_of, variable_of
 from tfq.weights import per_channel, weight_grid
 
 _LAYERS = ("conv1", "time_emb_proj", "conv2")
 _IMAGES = 2
 _BATCH = 4
-# AdaRound as in the released code of Huang et al. (TPAMI 2025): stretched sigmoid, regularizer weight
-# 0.01 with exponent 20 to 2 after a warm-up of 20 %. Its learning rate is 1e-3, for 20,000 steps.
+# The released code of Huang et al. (TPAMI 2025): 1e-3, for 20,000 steps.
 _LEARNING_RATE = 1e-2
-_REGULARIZER = 0.01
-_WARMUP = 0.2
-_BETA_START, _BETA_END = 20.0, 2.0
-_STRETCH_LOW, _STRETCH_HIGH = -0.1, 1.1
 
 
 class SoftRounding:
@@ -38,13 +34,11 @@ class SoftRounding:
         self.scale, self.zero_point = (per_channel(x, weight) for x in weight_grid(weight, BITS))
         scaled = weight.detach().float() / self.scale
         self.floor = scaled.floor()
-        share = (scaled - self.floor - _STRETCH_LOW) / (_STRETCH_HIGH - _STRETCH_LOW)
-        self.v = torch.logit(share).requires_grad_(True)
+        self.v = variable_of(scaled - self.floor)
 
     def opening(self):
         """h(v) in [0, 1]."""
-        stretched = torch.sigmoid(self.v) * (_STRETCH_HIGH - _STRETCH_LOW) + _STRETCH_LOW
-        return stretched.clamp(0, 1)
+        return share_of(self.v)
 
     def weight(self, opening):
         """Dequantized weight for an opening: h(v), or ``v >= 0`` at the end."""
@@ -109,11 +103,7 @@ def round_block(block, inputs, seed, iterations):
         soft = {name: rounding[name].weight(h) for name, h in openings.items()}
         output = _call(block, soft, images[batch], embedded[batch])
         loss = (output - targets[batch]).square().sum(1).mean()
-        progress = iteration / iterations
-        if progress >= _WARMUP:
-            beta = _BETA_START + (_BETA_END - _BETA_START) * (progress - _WARMUP) / (1 - _WARMUP)
-            for h in openings.values():
-                loss = loss + _REGULARIZER * (1 - (2 * h - 1).abs().pow(beta)).sum()
+        loss = loss + regularizer(list(openings.values()), iteration, iterations)
         if not torch.isfinite(loss):
             raise ValueError(f"prev: loss {loss.item()} at iteration {iteration} of {iterations}")
         optimizer.zero_grad()

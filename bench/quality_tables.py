@@ -32,60 +32,53 @@ def decibels(value):
     return "exact" if value is None else f"{value:.2f} dB"
 
 
-def _unavailable(name, note, reason, columns):
-    text = f"not available: {reason}"
-    return [name, text, *[_MISSING] * (columns - 3), note]
+def _table(header, arms, rows, cells):
+    """A row for each measured arm: its name, ``cells(arm, row)``, its commit and its note."""
+    header = ["arm", *header, "commit", "note"]
+    lines = []
+    for arm in arms:
+        row = rows.get(arm.name)
+        if row is None:
+            continue
+        if "not_available" in row:
+            text = f"not available: {row['not_available']}"
+            lines.append([arm.name, text, *[_MISSING] * (len(header) - 3), arm.note])
+        else:
+            lines.append([arm.name, *cells(arm, row), row["commit"], arm.note])
+    return markdown(header, lines)
 
 
 def main_table(arms, rows):
     """Arms of a whole model: quality, share of native arithmetic, size, time to convert."""
-    header = [
-        "arm", "PSNR to float", "temporal error", "native MACs", "weights", "convert", "commit", "note",
-    ]  # fmt: skip
-    lines = []
-    for arm in arms:
-        row = rows.get(arm.name)
-        if row is None:
-            continue
-        if "not_available" in row:
-            lines.append(_unavailable(arm.name, arm.note, row["not_available"], len(header)))
-            continue
-        lines.append(
-            [
-                arm.name, decibels(row["psnr"]), f"{row['temporal']['max_error']:.2g}",
-                f"{100 * row['native_mac_share']:.2f} %", f"{row['weight_bytes'] / 1e6:.1f} MB",
-                f"{row['convert_seconds']:.0f} s", row["commit"], arm.note,
-            ]
-        )  # fmt: skip
-    return markdown(header, lines)
+
+    def cells(arm, row):
+        return [
+            decibels(row["psnr"]), f"{row['temporal']['max_error']:.2g}",
+            f"{100 * row['native_mac_share']:.2f} %", f"{row['weight_bytes'] / 1e6:.1f} MB",
+            f"{row['convert_seconds']:.0f} s",
+        ]  # fmt: skip
+
+    header = ["PSNR to float", "temporal error", "native MACs", "weights", "convert"]
+    return _table(header, arms, rows, cells)
 
 
 def ablation_table(arms, rows):
     """Arms of the temporal path: error of the features, and what it does to the images."""
-    header = [
-        "arm", "mean error", "max error", "mean cosine", "min cosine", "features alone", "W4A8",
-        "block chosen", "commit", "note",
-    ]  # fmt: skip
-    lines = []
-    for arm in arms:
-        row = rows.get(arm.name)
-        if row is None:
-            continue
-        if "not_available" in row:
-            lines.append(_unavailable(arm.name, arm.note, row["not_available"], len(header)))
-            continue
+
+    def cells(arm, row):
         temporal = row["temporal"]
         share = temporal.get("chosen_tib_share")
-        shown_share = _MISSING if arm.simulated or share is None else f"{100 * share:.0f} %"
-        lines.append(
-            [
-                arm.name, f"{temporal['mean_error']:.3g}", f"{temporal['max_error']:.3g}",
-                f"{temporal['mean_cosine']:.6f}", f"{temporal['min_cosine']:.6f}",
-                decibels(row["features_alone"]["psnr"]), decibels(row["psnr"]), shown_share,
-                row["commit"], arm.note,
-            ]
-        )  # fmt: skip
-    return markdown(header, lines)
+        return [
+            f"{temporal['mean_error']:.3g}", f"{temporal['max_error']:.3g}",
+            f"{temporal['mean_cosine']:.6f}", f"{temporal['min_cosine']:.6f}",
+            decibels(row["features_alone"]["psnr"]), decibels(row["psnr"]),
+            _MISSING if arm.simulated or share is None else f"{100 * share:.0f} %",
+        ]  # fmt: skip
+
+    header = [
+        "mean error", "max error", "mean cosine", "min cosine", "features alone", "W4A8", "block chosen",
+    ]  # fmt: skip
+    return _table(header, arms, rows, cells)
 
 
 # What the paper leads to expect of the mean errors; the last is exact.

@@ -104,13 +104,16 @@ def test_image_does_not_depend_on_its_batch(name, ranges):
 @pytest.mark.parametrize("name", FEW)
 def test_thread_counts_and_levels(name, threads):
     converted, _ = calibrated(build(name, attention_head_dim=8))
-    kwargs = inputs(converted, (7, 421, 900))
+    kwargs = inputs(converted, (7, 421, 7))
     expected = run(converted, kwargs)
-    if name != "k_blocks":  # torch's 1x1 convolution in float sums differently on one thread
+    # What torch runs in float sums by thread count: a 1x1 convolution here, linears of an unknown timestep.
+    if name != "k_blocks":
         for count in (1, 3):
             threads(count)
             assert_same_bits(run(converted, kwargs), expected, f"{count} threads")
     threads(2)
+    kwargs = inputs(converted, (7, 421, 900))
+    expected = run(converted, kwargs)
     before = _C.isa()
     try:
         for level in available_levels():

@@ -1,6 +1,17 @@
-"""Geometry of convolutions, shared by the native and the reference operations."""
+"""Shapes that the native and the reference operations share: convolutions, packed weights."""
 
 from torch import nn
+
+# See csrc/cpu/gemm_s8/packed_layout.h.
+PANEL_COLUMNS = 16
+QUAD = 4
+BLOCK_K = 64
+
+
+def packed_shape(n, k, bits):
+    """Shape of packed weights ``(n, k)`` of 8 or 4 bits."""
+    quads = -(-k // BLOCK_K) * (BLOCK_K // QUAD)
+    return (-(-n // PANEL_COLUMNS), quads, PANEL_COLUMNS, QUAD * bits // 8)
 
 
 def pair(value):

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from tfq import backends
-from tfq.geometry import normalize_padding, unsupported_conv
+from tfq.geometry import normalize_padding, packed_shape, unsupported_conv
 from tfq.quantizer import InputQuantizer
 from tfq.weights import QuantizedWeight, quantize_weight
 
@@ -13,13 +13,6 @@ _CONV_ATTRIBUTES = (
     "in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups",
     "padding_mode", "transposed", "output_padding", "_reversed_padding_repeated_twice",
 )  # fmt: skip
-_PANEL_COLUMNS, _BLOCK_K, _QUAD = 16, 64, 4
-
-
-def packed_shape(n, k, bits):
-    """Shape of packed weights ``(n, k)``, see csrc/cpu/gemm_s8/packed_layout.h."""
-    quads = -(-k // _BLOCK_K) * (_BLOCK_K // _QUAD)
-    return (-(-n // _PANEL_COLUMNS), quads, _PANEL_COLUMNS, _QUAD if bits == 8 else _QUAD // 2)
 
 
 class _QuantizedLayer:

@@ -121,7 +121,7 @@ def _clipping_error(values, counts, low, high):
 _ESTIMATORS = {"minmax": _minmax, "ema": _ema, "percentile": _percentile, "mse": _mse}
 
 
-def install_ranges(embedding, quantizers, recorder, ranges, dynamic=frozenset()):
+def install_ranges(embedding, quantizers, recorder, ranges):
     """Build the table for the timesteps seen and make the recorded inputs static.
 
     Parameters
@@ -131,16 +131,12 @@ def install_ranges(embedding, quantizers, recorder, ranges, dynamic=frozenset())
         Those with a reserved place in a row.
     recorder : RangeRecorder
     ranges : {"timestep", "static"}
-    dynamic : set of str
-        Names of inputs that stay dynamic.
     """
     timesteps = recorder.timesteps
     if not timesteps:
         raise ValueError("convert: calibration made no call of the UNet")
     rows = torch.cat([embedding.compute_rows(torch.tensor([t])) for t in timesteps])
     for quantizer in quantizers:
-        if quantizer.name in dynamic:
-            continue
         spans = [timesteps] if ranges == "static" else [[t] for t in timesteps]
         estimated = [recorder.range(quantizer, span) for span in spans]
         if None in estimated:

@@ -12,7 +12,7 @@ float32 may differ by one quantisation step where a value lies next to a roundin
 import torch
 import torch.nn.functional as F
 
-from tfq.geometry import normalize_padding
+from tfq.geometry import BLOCK_K, PANEL_COLUMNS, QUAD, normalize_padding
 
 __all__ = [
     "attention_s8",
@@ -31,9 +31,6 @@ __all__ = [
     "unpack_weight_s4",
 ]
 
-PANEL_COLUMNS = 16
-QUAD = 4
-BLOCK_K = 64
 SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
 
 

@@ -12,11 +12,9 @@ import contextlib
 import dataclasses
 
 import torch
-import torch.nn.functional as F
-from torch import nn
 
 from tfq.calibrate import spread_images
-from tfq.simulation import SimulatedLayer
+from tfq.simulation import SimulatedLayer, apply_layer
 from tfq.weights import round_to_grid, weight_grid
 
 # Images (each at its own timestep) the estimate is averaged over.
@@ -44,12 +42,6 @@ def treatments(config):
     if config.activations == "float":
         return [t for t in ladder[ladder.index(asked) :] if t.activations == "float"]
     return [t for t in ladder[ladder.index(asked) :] if t != Treatment(4, "float")]
-
-
-def _apply(layer, x, weight):
-    if isinstance(layer, nn.Linear):
-        return F.linear(x, weight)
-    return F.conv2d(x, weight, None, layer.stride, layer.padding)
 
 
 class _Probe:
@@ -92,12 +84,12 @@ class _Probe:
         with torch.no_grad():
             x = args[0].detach().float()
             rounded = self.simulated.quantize_input(x)
-            exact = _apply(layer, x, layer.weight.float())
+            exact = apply_layer(layer, x, layer.weight.float())
             weights = {bits: self._rounded(bits) for bits in self.grids}
             errors = []
             for treatment in self.ladder:
                 source = rounded if treatment.activations == "int8" else x
-                errors.append(_apply(layer, source, weights[treatment.weight_bits]) - exact)
+                errors.append(apply_layer(layer, source, weights[treatment.weight_bits]) - exact)
 
         def project(gradient):
             # Images do not mix, so each has a projection of its own.

@@ -34,6 +34,13 @@ def fake_quantize(x, dims):
     return q.sub_(zero_point).mul_(scale)
 
 
+def apply_layer(layer, x, weight, bias=None):
+    """A Conv2d or Linear on `x`, with another weight and bias."""
+    if isinstance(layer, nn.Conv2d):
+        return F.conv2d(x, weight, bias, layer.stride, layer.padding)
+    return F.linear(x, weight, bias)
+
+
 class SimulatedLayer:
     """One Conv2d or Linear with the input and the weights of its quantized form.
 
@@ -89,9 +96,7 @@ class SimulatedLayer:
 
     def product(self, x):
         """The layer on what :meth:`quantize_input` returned, float32."""
-        if self.is_conv:
-            return F.conv2d(x, self.weight, self.bias, self.layer.stride, self.layer.padding)
-        return F.linear(x, self.weight, self.bias)
+        return apply_layer(self.layer, x, self.weight, self.bias)
 
     def __call__(self, x, *args, **kwargs):
         """In the place of the layer's forward."""

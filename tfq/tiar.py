@@ -18,28 +18,22 @@ import torch
 import torch.nn.functional as F
 
 from tfq import rounding
-from tfq.reference import qparams_from_range
+from tfq.adaround import regularizer, share_of, variable_of
+from tfq.simulation import fake_quantize
 from tfq.weights import QuantizedWeight, per_channel, quantize_weight
 
 _BATCH = 32
 _LEARNING_RATE = 1e-3
-_REGULARIZER = 0.01
-_WARMUP = 0.2
-_EXPONENTS = (20.0, 2.0)
 # Rounded weights are measured this often; after this many measurements without a better one, stop.
 _MEASURE_EVERY = 50
 _PATIENCE = 6
 # Closed form: how strongly weights hold on to their float values. The best of these is taken.
 _DAMPINGS = (1e-1, 1e-2, 1e-3, 1e-4)
-_LEVELS = 255
 
 
 def round_by_timestep(x):
     """Values of ``(timesteps, width)`` after finite-set calibration; gradients pass straight through."""
-    with torch.no_grad():
-        s, r, z = qparams_from_range(x.amin(1), x.amax(1)).unsqueeze(-1).unbind(1)
-        rounded = ((x * r).round() + z).clamp(0, _LEVELS).sub(z).mul(s)
-    return x + (rounded - x).detach()
+    return x + (fake_quantize(x.detach(), (1,)) - x).detach()
 
 
 def layers_of(tib):
@@ -69,12 +63,11 @@ class _SoftLayer:
         fraction = (exact - self.floor).clamp_(0.01, 0.99)
         upper = q > self.floor
         fraction = torch.where(upper, fraction.clamp(min=0.51), fraction.clamp(max=0.49))
-        self.alpha = -torch.log(1.2 / (fraction + 0.1) - 1)
-        self.alpha.requires_grad_(True)
+        self.alpha = variable_of(fraction)
 
     def choice(self):
         """Share of the upper point, in [0, 1]."""
-        return (1.2 * torch.sigmoid(self.alpha) - 0.1).clamp(0, 1)
+        return share_of(self.alpha)
 
     def real(self, levels):
         return (levels - per_channel(self.zero, levels)) * per_channel(self.scale, levels)
@@ -162,12 +155,7 @@ def adaround(tib, hidden, exact, start, steps, seed, progress=None):
             loss = block_loss(
                 block_outputs(tib, weights, biases, hidden[picked]), [e[picked] for e in exact]
             )
-            progress_of_rounding = (step / steps - _WARMUP) / (1 - _WARMUP)
-            if progress_of_rounding >= 0:
-                first, last = _EXPONENTS
-                exponent = first + (last - first) * progress_of_rounding
-                undecided = sum((1 - (2 * c - 1).abs().pow(exponent)).sum() for c in choices)
-                loss = loss + _REGULARIZER * undecided
+            loss = loss + regularizer(choices, step, steps)
             optimizer.zero_grad()
             loss.backward()
         _check_loss(loss.item(), step)

@@ -4,6 +4,7 @@ import torch
 from torch.compiler import is_dynamo_compiling
 
 from tfq._ext import _C
+from tfq.geometry import packed_shape
 from tfq.ops import _cuda
 
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.uint8: 2}
@@ -138,7 +139,7 @@ def dynamic_or_static(operation, qparams, groups, rows, device):
 
 def check_packed(operation, packed, n, k):
     """Raise unless `packed` has the shape of a packed weight (n, k): int8, or uint8 of 4 bits."""
-    wanted = (-(-n // 16), -(-k // 64) * 16, 16, 4 if packed.dtype is torch.int8 else 2)
+    wanted = packed_shape(n, k, 8 if packed.dtype is torch.int8 else 4)
     if tuple(packed.shape) != wanted or not packed.is_contiguous():
         raise ValueError(
             f"{operation}: packed weight for n={n}, k={k} must be contiguous {wanted}, got "

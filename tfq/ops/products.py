@@ -20,18 +20,8 @@ from tfq.ops._checks import (
 
 
 def _epilogue(
-    operation,
-    rows,
-    n,
-    qparams,
-    weight_scale,
-    weight_sum,
-    bias,
-    temporal,
-    residual,
-    out,
-    out_qparams,
-):
+    operation, rows, n, out, *, qparams, weight_scale, weight_sum, bias, temporal, residual, out_qparams
+):  # fmt: skip
     """The native form of struct Epilogue (csrc/common/api.h); checks what the kernels rely on."""
     table, rows_per_group = native_qparams(operation, "qparams", qparams, rows)
     requant = NO_QPARAMS
@@ -139,23 +129,12 @@ def gemm_s8(
     out = torch.empty((*x.shape[:-1], n), dtype=out_dtype, device=x.device)
     _check_residual("gemm_s8", residual, out, require_contiguous)
     rows = x.numel() // k if k else 0
-    epilogue = _epilogue(
-        "gemm_s8",
-        rows,
-        n,
-        qparams,
-        weight_scale,
-        weight_sum,
-        bias,
-        temporal,
-        residual,
-        out,
-        out_qparams,
-    )
-    kernels = native(
-        "gemm_s8", x, qparams=qparams, weight=weight, weight_scale=weight_scale, weight_sum=weight_sum,
-        bias=bias, temporal=temporal, residual=residual, out_qparams=out_qparams,
-    )  # fmt: skip
+    operands = {
+        "qparams": qparams, "weight_scale": weight_scale, "weight_sum": weight_sum, "bias": bias,
+        "temporal": temporal, "residual": residual, "out_qparams": out_qparams,
+    }  # fmt: skip
+    epilogue = _epilogue("gemm_s8", rows, n, out, **operands)
+    kernels = native("gemm_s8", x, weight=weight, **operands)
     kernels.gemm_s8(x.data_ptr(), rows, n, k, *native_weight, epilogue)
     return out
 
@@ -221,17 +200,15 @@ def conv2d_s8(
         memory_format=torch.channels_last,
     )
     _check_residual("conv2d_s8", residual, out, require_dense)
-    epilogue = _epilogue(
-        "conv2d_s8", batch * out_h * out_w, n, qparams, weight_scale, weight_sum, bias, temporal, residual,
-        out, out_qparams,
-    )  # fmt: skip
+    operands = {
+        "qparams": qparams, "weight_scale": weight_scale, "weight_sum": weight_sum, "bias": bias,
+        "temporal": temporal, "residual": residual, "out_qparams": out_qparams,
+    }  # fmt: skip
+    epilogue = _epilogue("conv2d_s8", batch * out_h * out_w, n, out, **operands)
     geometry = (
         batch, height, width, channels, out_h, out_w, n, kernel_h, kernel_w, stride_h, stride_w,
         pads[0], pads[2], upsample,
     )  # fmt: skip
-    kernels = native(
-        "conv2d_s8", x, qparams=qparams, weight=weight, weight_scale=weight_scale,
-        weight_sum=weight_sum, bias=bias, temporal=temporal, residual=residual, out_qparams=out_qparams,
-    )  # fmt: skip
+    kernels = native("conv2d_s8", x, weight=weight, **operands)
     kernels.conv2d_s8(x.data_ptr(), geometry, *native_weight, epilogue)
     return out

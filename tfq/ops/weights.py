@@ -4,6 +4,7 @@ import torch
 
 from tfq import reference
 from tfq._ext import _C
+from tfq.geometry import packed_shape
 from tfq.ops._checks import (
     DTYPE_CODES,
     FLOAT_DTYPES,
@@ -40,7 +41,7 @@ def pack_weight(weight):
     if not weight.is_cpu:
         return reference.pack_weight(weight)
     n, k = rows.shape
-    packed = torch.empty((-(-n // 16), -(-k // 64) * 16, 16, 4), dtype=torch.int8)
+    packed = torch.empty(packed_shape(n, k, 8), dtype=torch.int8)
     weight_sum = torch.empty(n, dtype=torch.int32)
     _C.pack_weight(rows.data_ptr(), n, k, packed.data_ptr(), weight_sum.data_ptr())
     return packed, weight_sum
@@ -77,7 +78,7 @@ def pack_weight_s4(q, zero_point):
     for label, values in (("q", q), ("zero_point", zero_point)):
         if values.numel() and int(values.max()) >= LEVELS_S4:
             raise ValueError(f"{name}: {label} must be in [0, 15], got {int(values.max())}")
-    packed = torch.empty((-(-n // 16), -(-k // 64) * 16, 16, 2), dtype=torch.uint8)
+    packed = torch.empty(packed_shape(n, k, 4), dtype=torch.uint8)
     weight_sum = torch.empty(n, dtype=torch.int32)
     _C.pack_weight_s4(
         rows.data_ptr(), zero_point_address, n, k, packed.data_ptr(), weight_sum.data_ptr()
