@@ -152,15 +152,16 @@ void run_product(const Problem& p) {
   e.bias = bias.data;
   e.temporal = with_temporal ? temporal.data : nullptr;
   e.temporal_stride = p.n;
+  e.temporal_table_rows = p.groups;
   e.rows_per_sample = p.m / p.groups;
   e.residual = with_residual ? residual.data : nullptr;
   e.out = out.data;
+  e.quantized_out = second.data;
   e.requant = {qparams.data, 3};
   const int splits[] = {1, 1, 2, 4};
   int parts = splits[pick(0, 3)];
   if ((p.k + 63) / 64 < parts) parts = 1;
-  const cuda::ProductOptions options{cuda::Activation::kNone, nullptr,       second.data,
-                                     workspace.data,          workspace.size,
+  const cuda::ProductOptions options{workspace.data, workspace.size,
                                      static_cast<int>(pick(0, cuda::kTileCount - 1)), parts};
   if (p.conv) {
     cuda::conv2d_s8({x.data, g, {packed.data, nullptr}, e}, nullptr, 0, options, {0, nullptr});

@@ -167,6 +167,7 @@ inline float bits_to_float(uint32_t bits) {
   std::memcpy(&x, &bits, sizeof x);
   return x;
 }
+inline float quiet_nan() { return std::numeric_limits<float>::quiet_NaN(); }
 inline uint32_t float_to_bits(float x) {
   uint32_t bits;
   std::memcpy(&bits, &x, sizeof bits);
