@@ -148,6 +148,19 @@ def test_epilogue_is_lean(tmp_path, arch):
         assert 1 < per_output <= EPILOGUE_INSTRUCTIONS[path], (path, per_output)
 
 
+def test_a_failed_launch_names_kernel_configuration_and_reason(tmp_path):
+    nvcc, program = tool("nvcc"), tmp_path / "failed_launch"
+    libraries = pathlib.Path(nvcc).parent.parent / "lib"  # of the package; a toolkit finds its own
+    command = [nvcc, *FLAGS, '-DTFQ_CUDA_ARCHS="80"', f"-L{libraries}", "-o", program]
+    sources = [ROOT / "tests" / "gpu" / "failed_launch.cpp", KERNELS / "device.cpp"]
+    subprocess.run([*command, *sources], check=True)
+    text = subprocess.run([program], capture_output=True, text=True, check=True).stdout
+    assert text == (
+        "a_kernel: launch failed: cudaErrorInvalidConfiguration: invalid configuration argument "
+        "(grid 3 x 1 x 2, 128 threads, 49152 bytes of shared memory)\n"
+    )
+
+
 @pytest.mark.parametrize("source", SOURCES)
 def test_ptx_for_later_cards(tmp_path, source):
     ptx = tmp_path / "kernel.ptx"

@@ -6,6 +6,7 @@ CPU tensors stand for CUDA tensors; what is not covered is torch's CUDA allocato
 import pytest
 import simt_native
 import torch
+from diffusers import DDIMScheduler
 from operands import (
     conv_operands,
     gemm_operands,
@@ -16,9 +17,15 @@ from operands import (
     random_qparams,
     weight_operands_s4,
 )
-from tolerance import assert_quantized_close, assert_same_bits
+from tolerance import (
+    MIN_BACKEND_SNR,
+    assert_quantized_close,
+    assert_same_bits,
+    assert_signal_to_noise,
+)
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+import tfq
 from tfq import ops, reference
 from tfq.ops import _checks, _cuda, activations, products
 
@@ -119,6 +126,32 @@ def test_activations(on_cuda):
     assert_same_bits(ops.temporal_gather(**table), reference.temporal_gather(**table))
     half = torch.randn(6, 64).half()
     assert_same_bits(ops.quantize(half)[0], reference.quantize(half)[0])
+
+
+# Ranges that are dynamic, and static ones of rows; weights of 8 and 4 bits; a uint8 table of features.
+@pytest.mark.parametrize(
+    "name, config",
+    [
+        ("attention", {}),
+        ("cross", {"weights": "int4"}),
+        ("attention", {"temporal": "fold"}),
+        ("attention", {"temporal": "cache"}),
+    ],
+    ids=str,
+)
+def test_converted_unets_run_on_the_cuda_kernels(request, name, config):
+    unets = pytest.importorskip("unets")
+    sizes = {"sample_size": 8, **({"cross_attention_dim": 32} if name == "cross" else {})}
+    unet = unets.build(name, **sizes)
+    steps = {"scheduler": DDIMScheduler(), "num_inference_steps": 2} if "temporal" in config else {}
+    tfq.convert(unet, tfq.TfqConfig(precision="uniform", **config), **steps)
+    kwargs = unets.inputs(unet, (1, 501))
+    expected = unets.run(unet, kwargs)
+    native = request.getfixturevalue("on_cuda")
+    native.reset_counters()
+    actual = unets.run(unet, kwargs)
+    assert native.counters()["launches"] >= 50
+    assert_signal_to_noise(actual, expected, MIN_BACKEND_SNR[torch.float32])
 
 
 def test_weight_is_laid_out_once_until_it_changes(on_cuda, monkeypatch):

@@ -260,7 +260,7 @@ def gemm_s8(
     acc = rows.double() @ _integer_weight(weight, weight_zero_point, (n, k)).T
     acc = acc - _per_row(qparams[:, 2:], len(rows)).double() * weight_sum
     return _epilogue(
-        acc, qparams, weight_scale, bias, lambda y: y.view(*x.shape[:-1], -1), **epilogue
+        acc, qparams, weight_scale, bias, lambda y: y.view(*x.shape[:-1], y.shape[1]), **epilogue
     )
 
 
