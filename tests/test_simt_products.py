@@ -12,30 +12,16 @@ import torch
 from operands import (
     conv_operands,
     gemm_operands,
-    random_images,
     random_qparams,
-    strided_rows,
     weight_operands_s4,
 )
+from simt_cases import CONVS, FLOATS, TILES, check_epilogue, epilogues
 from tolerance import assert_quantized_close, assert_same_bits
 
 from tfq import reference
 from tfq.ops import _cuda
 
 pytestmark = pytest.mark.usefixtures("default_schedule")
-FLOATS = (torch.float32, torch.bfloat16, torch.float16)
-TILES = ("128x160x64_w2x2", "128x160x64_w4x2", "128x128x64_w2x2", "64x160x64_w2x2", "64x64x64_w2x2")
-# Batch, channels, height, width, out channels, kernel, stride, padding, upsample.
-CONVS = [
-    (2, 32, 7, 9, 72, 3, 1, 1, 1),
-    (1, 16, 8, 8, 40, 3, 2, 1, 1),
-    (1, 48, 8, 7, 40, 3, 2, (0, 1, 0, 1), 1),  # DDPM's downsampling: right and bottom alone
-    (2, 64, 5, 5, 168, 1, 1, 0, 1),
-    (3, 32, 4, 5, 40, 3, 1, 1, 2),
-    (1, 16, 3, 3, 24, 5, 1, 2, 1),
-    (2, 16, 1, 1, 8, 3, 1, (4, 0, 0, 4), 1),
-    (1, 32, 6, 6, 32, (1, 3), (1, 2), (0, 1), 1),
-]
 
 
 @pytest.fixture(scope="module")
@@ -103,63 +89,16 @@ def test_ragged_gemm(simt, tile, m, n, k):
     assert_same_bits(simt.gemm_s8(**operands, tile=tile), reference.gemm_s8(**operands))
 
 
-def epilogues():
-    """Every kind of output, residual, activation, bias and temporal table, pairwise and more."""
-    outputs = [*FLOATS, torch.uint8, "both"]
-    for out, residual in itertools.product(outputs, [None, *FLOATS]):
-        for groups, samples in [(1, 0), (1, 1), (3, 3), (6, 2)]:
-            yield out, residual, groups, samples
-
-
-def with_epilogue(operands, rows, n, epilogue):
-    out, residual, groups, samples = epilogue
-    operands["qparams"] = random_qparams(groups)
-    operands["out_dtype"] = torch.bfloat16 if out == "both" else out
-    if out in ("both", torch.uint8):
-        operands["out_qparams"] = strided_rows(random_qparams(groups))
-    if residual is not None:
-        operands["residual"] = torch.randn(rows, n).to(residual)
-    if samples:
-        operands["temporal"] = strided_rows(torch.randn(samples, n))
-    else:
-        operands["bias"] = None
-    return operands
-
-
-def expect(operands):
-    """The reference's outputs: the one asked for, and the uint8 one where parameters are given."""
-    first = reference.gemm_s8(**operands)
-    if operands.get("out_qparams") is None:
-        return first, None
-    return first, reference.gemm_s8(**{**operands, "out_dtype": torch.uint8})
-
-
 @pytest.mark.parametrize("tile", TILES)
 def test_every_epilogue(simt, tile):
-    rows, n = 78, 168
-    for epilogue in epilogues():
-        operands = with_epilogue(gemm_operands(rows, n, 48), rows, n, epilogue)
-        second = torch.empty((rows, n), dtype=torch.uint8) if epilogue[0] == "both" else None
-        expected, expected_second = expect(operands)
-        actual = simt.gemm_s8(**operands, quantized_out=second, tile=tile)
-        assert_same_bits(actual, expected, str(epilogue))
-        if second is not None:
-            assert_same_bits(second, expected_second, str(epilogue))
+    for epilogue in epilogues(groups_samples=[(1, 0), (1, 1), (3, 3), (6, 2)]):
+        check_epilogue(simt, gemm_operands(78, 168, 48), epilogue, tile)
 
 
 @pytest.mark.parametrize("tile", TILES)
 def test_every_conv_epilogue(simt, tile):
-    shape = (2, 32, 5, 7, 40, 3, 1, 1, 1)
-    for out, residual, groups in itertools.product([*FLOATS, torch.uint8], [None, *FLOATS], (1, 2)):
-        operands = conv_operands(shape, groups)
-        operands["temporal"] = torch.randn(2, 40)
-        operands["out_dtype"] = out
-        if residual is not None:
-            operands["residual"] = random_images(2, 40, 5, 7, residual)
-        if out is torch.uint8:
-            operands["out_qparams"] = random_qparams(groups)
-        actual = simt.conv2d_s8(**operands, tile=tile)
-        assert_same_bits(actual, reference.conv2d_s8(**operands), f"{out} {residual} {groups}")
+    for epilogue in epilogues(groups_samples=[(1, 0), (2, 1), (1, 2)]):
+        check_epilogue(simt, conv_operands((2, 32, 5, 7, 40, 3, 1, 1, 1)), epilogue, tile)
 
 
 @pytest.mark.parametrize("tile", TILES)
