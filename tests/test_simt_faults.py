@@ -5,7 +5,7 @@ A fault is one of csrc/cuda/simt.h's; the host build alone contains them.
 
 import pytest
 import simt_native
-from operands import conv_operands, gemm_operands
+from operands import conv_operands, gemm_operands, layer_norm_operands
 
 from tfq import reference
 
@@ -21,8 +21,11 @@ from tfq import reference
     PADDING_IS_ZERO,
     SPLIT_WITHOUT_RESET,
     SPLIT_LAST_BLOCK_TOO_EARLY,
+    REDUCE_WITHOUT_BARRIER,
+    REDUCE_OVERWRITTEN,
+    ROW_UNCHECKED,  # test_simt_sanitized.py's
     COUNT,
-) = range(1, 12)
+) = range(1, 15)
 
 
 @pytest.fixture(scope="module")
@@ -114,3 +117,24 @@ def test_split_that_leaves_its_sums(simt):
 
 def test_split_that_does_not_wait_for_the_last(simt):
     assert set(outcomes(simt, SPLIT_LAST_BLOCK_TOO_EARLY, splits=2).values()) == {"wrong"}
+
+
+def reductions(simt, fault):
+    """Whether LayerNorm over a block of warps is right, for each schedule."""
+    operands = layer_norm_operands(3, 1280)
+    expected, qparams = reference.layer_norm_quantize(**operands)
+    right = {}
+    for order, lazy in simt_native.SCHEDULES:
+        simt.schedule(order, lazy, seed=1, fault=fault)
+        actual, _ = simt.layer_norm_quantize(**operands, qparams=qparams)
+        right[order, lazy] = int((actual.short() - expected.short()).abs().max()) <= 1
+    return right
+
+
+def test_reduction_that_does_not_wait(simt):
+    assert all(reductions(simt, 0).values())
+    assert not any(reductions(simt, REDUCE_WITHOUT_BARRIER).values())
+
+
+def test_reduction_overwritten_by_the_next_needs_a_warp_that_runs_ahead(simt):
+    assert not reductions(simt, REDUCE_OVERWRITTEN)[simt_native.GREEDY, False]

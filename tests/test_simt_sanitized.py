@@ -6,7 +6,9 @@ import pytest
 import simt_native
 
 SECONDS = int(os.environ.get("TFQ_FUZZ_SECONDS", "20"))
-LOAD_BEYOND_ROWS = 6  # enum Fault of csrc/cuda/simt.h
+# Enum Fault of csrc/cuda/simt.h.
+LOAD_BEYOND_ROWS = 6
+ROW_UNCHECKED = 13
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +26,7 @@ def test_random_shapes(programs, seed):
     assert "0 failures" in output
 
 
-def test_load_beyond_the_rows_is_seen(programs, seed):
+@pytest.mark.parametrize("fault", [LOAD_BEYOND_ROWS, ROW_UNCHECKED])
+def test_reads_beyond_an_operand_are_seen(programs, seed, fault):
     with pytest.raises(AssertionError, match="heap-buffer-overflow"):
-        simt_native.run(programs, "fuzz_kernels", SECONDS, seed, LOAD_BEYOND_ROWS)
+        simt_native.run(programs, "fuzz_kernels", SECONDS, seed, fault)

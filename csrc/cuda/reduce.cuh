@@ -34,11 +34,12 @@ TFQ_DEVICE float reduce_row(float value, uint32_t scratch) {
   if constexpr (Warps > 1) {
     float* values = simt::shared_at<float>(scratch);
     if (simt::lane_index() == 0) values[simt::warp_index()] = value;
-    simt::sync_block();
+    if (!simt::fault(simt::kFaultReduceWithoutBarrier)) simt::sync_block();
     value = values[0];
 #pragma unroll
     for (int i = 1; i < Warps; ++i) value = Op::combine(value, values[i]);
-    simt::sync_block();  // before the next reduction writes there
+    // Before the next reduction writes there.
+    if (!simt::fault(simt::kFaultReduceOverwritten)) simt::sync_block();
   }
   return value;
 }

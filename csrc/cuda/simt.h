@@ -86,6 +86,9 @@ enum Fault : int {
   kFaultPaddingIsZero,
   kFaultSplitWithoutReset,
   kFaultSplitLastBlockTooEarly,
+  kFaultReduceWithoutBarrier,
+  kFaultReduceOverwritten,
+  kFaultRowUnchecked,
   kFaultCount
 };
 

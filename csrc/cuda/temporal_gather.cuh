@@ -19,7 +19,8 @@ TFQ_DEVICE void gather_column(const Args& args, const F& f) {
   const int64_t i = simt::block_index().y;
   if (column >= args.width) return;
   const int64_t row = args.rows[i];
-  const bool exists = row >= 0 && row < args.table_rows;
+  const bool exists =
+      (row >= 0 && row < args.table_rows) || simt::fault(simt::kFaultRowUnchecked);
   args.out[i * args.width + column] = exists ? f(row, column) : ptx::quiet_nan();
 }
 
