@@ -24,7 +24,8 @@ class AttnProcessor:
     compute_dtype : torch.dtype or None
         Of queries, keys and values; None: the dtype of the hidden states.
     integer_backend : {"native", "reference"} or None
-        The backend of the dot products on integers; None: they are float. A masked attention always is.
+        The backend of the dot products on integers; None: they are float. A masked attention always is,
+        and so is one on CUDA, where the native backend has no kernel for it.
     """
 
     def __init__(self, compute_dtype=None, integer_backend=None):
@@ -76,7 +77,8 @@ class AttnProcessor:
 
     def _attend(self, query, key, value, heads, attention_mask):
         """``softmax(QK)V`` of ``(batch, tokens, heads * width)``, of the same shape as `query`."""
-        if self.integer_backend is not None and attention_mask is None:
+        on_integers = self.integer_backend == "reference" or (self.integer_backend and query.is_cpu)
+        if on_integers and attention_mask is None:
             return backends.get(self.integer_backend).attention_s8(query, key, value, heads)
         query, key, value = (
             x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value)
@@ -164,10 +166,17 @@ def is_standard_feed_forward(ff):
     return len(ff.net) == 3 and type(ff.net[0]) is GEGLU
 
 
-def attention_compute_dtype(config, dtype):
-    """Dtype of the float dot products of attention: bfloat16 where the CPU multiplies it natively."""
-    if config.attention != "auto" or config.backend == "reference":
-        return None
-    capabilities = torch.backends.cpu.get_cpu_capability()
-    bf16 = "AVX512" in capabilities and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return torch.bfloat16 if bf16 and dtype is torch.float32 else None
+def dot_products(config, dtype):
+    """(compute_dtype, integer_backend) of :class:`AttnProcessor` for a model of `dtype`.
+
+    "auto" is bfloat16 where the CPU multiplies it natively, else integers.
+    """
+    if config.attention == "int8":
+        return None, config.backend
+    if config.attention == "float" or config.backend == "reference":
+        return None, None
+    # oneDNN calls bfloat16 supported where it only emulates it, at a fraction of float32's speed.
+    has_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    if has_bf16 and "AVX512" in torch.backends.cpu.get_cpu_capability():
+        return torch.bfloat16 if dtype is torch.float32 else None, None
+    return None, config.backend if config.activations == "int8" else None

@@ -246,9 +246,8 @@ class Lowering:
             )  # one normalised input for all three
             if sees_rows:
                 self._reserve_range(attn.to_q)
-        dtype = attention.attention_compute_dtype(self.config, self.unet.dtype)
-        integers = self.config.backend if self.config.attention == "int8" else None
-        self.undo.set_attribute(attn, "processor", attention.AttnProcessor(dtype, integers))
+        processor = attention.AttnProcessor(*attention.dot_products(self.config, self.unet.dtype))
+        self.undo.set_attribute(attn, "processor", processor)
 
     def _fuse_transformer(self, name, module):
         if type(module) is float_attention.BasicTransformerBlock:
