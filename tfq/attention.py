@@ -3,6 +3,7 @@
 import torch
 from diffusers.models.activations import GEGLU
 from diffusers.models.attention import BasicTransformerBlock as FloatBasicTransformerBlock
+from diffusers.models.attention_processor import Attention as FloatAttention
 from diffusers.models.transformers.transformer_2d import (
     Transformer2DModel as FloatTransformer2DModel,
 )
@@ -96,6 +97,18 @@ class AttnProcessor:
         if attn.group_norm is not None:
             return quantizer.group_norm(attn.group_norm, tokens, row, silu=False)
         return quantizer.quantize(tokens)
+
+
+class Attention(FloatAttention):
+    """diffusers' Attention, which asks its processor for the names of its arguments at every call."""
+
+    def forward(self, hidden_states, encoder_hidden_states=None, attention_mask=None, **kwargs):
+        """As diffusers' Attention; `temb` and `layer_norm` go to :class:`AttnProcessor`."""
+        if isinstance(self.processor, AttnProcessor) and kwargs.keys() <= {"temb", "layer_norm"}:
+            return self.processor(
+                self, hidden_states, encoder_hidden_states, attention_mask, **kwargs
+            )
+        return super().forward(hidden_states, encoder_hidden_states, attention_mask, **kwargs)
 
 
 class BasicTransformerBlock(FloatBasicTransformerBlock):

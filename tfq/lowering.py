@@ -247,6 +247,7 @@ class Lowering:
             if sees_rows:
                 self._reserve_range(attn.to_q)
         processor = attention.AttnProcessor(*attention.dot_products(self.config, self.unet.dtype))
+        self.undo.set_class(attn, attention.Attention)
         self.undo.set_attribute(attn, "processor", processor)
 
     def _fuse_transformer(self, name, module):
