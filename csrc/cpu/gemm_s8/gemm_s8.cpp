@@ -111,19 +111,49 @@ void run_block(const Problem& p, const Rows& a, int64_t first_row, const int8_t*
                 p.epilogue);
 }
 
+// Weights of the next group, a slice for every block of rows: they come from beyond L2, where a block
+// kernel would wait for them.
+class Prefetch {
+ public:
+  Prefetch(const Problem& p, Range next, int64_t slices) {
+    if (next.begin >= next.end) return;
+    const int64_t bytes = p.weight.zero_point == nullptr ? packed_panel_bytes(p.k)
+                                                         : packed_panel_bytes_s4(p.k);
+    const int64_t first = next.begin / kPanelColumns, panels = ceil_div(next.end, kPanelColumns);
+    at_ = static_cast<const char*>(p.weight.data) + first * bytes;
+    end_ = at_ + (panels - first) * bytes;
+    slice_ = round_up(ceil_div(end_ - at_, slices), kLine);
+  }
+
+  void step() {
+    const char* stop = end_ - at_ > slice_ ? at_ + slice_ : end_;
+    for (; at_ < stop; at_ += kLine) __builtin_prefetch(at_, 0, 2);
+  }
+
+ private:
+  static constexpr int64_t kLine = 64;
+  const char* at_ = nullptr;
+  const char* end_ = nullptr;
+  int64_t slice_ = 0;
+};
+
 void run_task(const Problem& p, Range rows, Range columns, int64_t group_columns) {
   const gemm_s8_kernel& kernel = p.kernel;
   const Rows a = fetch_rows(p, rows);
   auto* acc = static_cast<int32_t*>(thread_scratch(
       kAccSlot, static_cast<size_t>(kernel.rows * kernel.columns) * sizeof(int32_t)));
+  const int64_t row_blocks = ceil_div(rows.end - rows.begin, kernel.rows);
   if (kernel.begin != nullptr) kernel.begin();
   for (int64_t group = columns.begin; group < columns.end; group += group_columns) {
     const int64_t group_end = min_of(columns.end, group + group_columns);
     const int8_t* weight = fetch_weight(p, {group, group_end});
-    for (int64_t row = rows.begin; row < rows.end; row += kernel.rows)
+    Prefetch next(p, {group_end, min_of(columns.end, group_end + group_columns)}, row_blocks);
+    for (int64_t row = rows.begin; row < rows.end; row += kernel.rows) {
+      next.step();
       for (int64_t column = group; column < group_end; column += kernel.columns)
         run_block(p, a, rows.begin, weight, group, {row, min_of(rows.end, row + kernel.rows)},
                   {column, min_of(group_end, column + kernel.columns)}, acc);
+    }
   }
   if (kernel.end != nullptr) kernel.end();
 }
