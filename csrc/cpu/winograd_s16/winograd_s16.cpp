@@ -27,6 +27,15 @@ constexpr int64_t kSkew = 64;
 // Tiles that make up for transforming the weights.
 constexpr int64_t kTilesPerTransform = 24;
 
+// The time of a convolution, in pixels of the direct one, is that of its tiles and of some more for
+// the weights' transform. Measured on a Xeon (Emerald Rapids), one thread, 64 to 1280 channels.
+// AVX2, where the direct kernel needs two instructions for 16 products: 2.0x at 4 tiles, 3.0x at
+// 16, 3.4x at 64 and more. AVX-512 VNNI, where one makes 64 of them and VPDPWSSD 32: 0.9x at 9,
+// 1.0x at 16 and 1.1x at 64 tiles (two threads: 1.36x); 0.8x at 64 channels. AMX would lose.
+constexpr int64_t kAvx2Overhead = 3, kAvx2Gain = 3;
+constexpr int64_t kVnniOverhead = 6, kVnniLoss = 72;  // percent
+constexpr int64_t kVnniChannels = 128;
+
 struct Shape {
   int64_t rows_of_tiles, columns_of_tiles, tiles;  // of an image; of all images
   int64_t blocks, chunks, panels;
@@ -273,12 +282,12 @@ Schedule schedule(const Shape& s, int64_t threads) {
 }  // namespace
 
 bool prefers_winograd(const ConvGeometry& g, Level level) {
-  if (level != Level::kAvx2 && level != Level::kAvx512Vnni) return false;
   if (g.kernel_h != 3 || g.kernel_w != 3 || g.stride_h != 1 || g.stride_w != 1) return false;
   if (g.channels == 0 || g.channels % kWinogradBlock != 0) return false;
-  const Shape s = shape_of(g);
-  // Tiles at the edges may be mostly outside.
-  return s.tiles >= 8 && g.batch * g.out_h * g.out_w * 4 >= s.tiles * 16 * 3;
+  const int64_t tiles = shape_of(g).tiles, pixels = g.batch * g.out_h * g.out_w;
+  if (level == Level::kAvx2) return (tiles + kAvx2Overhead) * 16 < kAvx2Gain * pixels;
+  return level == Level::kAvx512Vnni && g.channels >= kVnniChannels &&
+         (tiles + kVnniOverhead) * 16 * kVnniLoss < 100 * pixels;
 }
 
 void conv2d_winograd(const ConvArgs& args) {

@@ -154,6 +154,8 @@ struct WinogradBody {
       const int16_t* patches = p.patches + strip * p.strip_stride + tile * kWinogradStrip * 2;
       const int64_t first = strip * kWinogradStrip;
       for (int64_t pair = 0; pair < kWinogradStrip; ++pair) {
+        // The tiles that come next.
+        __builtin_prefetch(patches + (Tiles + pair) * kWinogradStrip * 2);
         S16 b[kVectors];
 #pragma GCC unroll 4
         for (int v = 0; v < kVectors; ++v)
