@@ -99,6 +99,16 @@ def test_each_image_has_its_own_parameters(isa):
     check(operands, "one row for all images")
 
 
+def test_second_output_and_temporal_rows(isa):
+    operands = conv_operands(SMALL)
+    operands.update(temporal=torch.randn(7, 35), temporal_rows=torch.tensor([6, 2]))
+    operands.update(return_quantized=True, out_qparams=random_qparams(2))
+    pairs = zip(ops.conv2d_s8(**operands), reference.conv2d_s8(**operands), strict=True)
+    for actual, expected in pairs:
+        assert actual.is_contiguous(memory_format=torch.channels_last)
+        assert_same_bits(actual, expected)
+
+
 @pytest.mark.parametrize("out_dtype", [torch.float32, torch.bfloat16, torch.uint8], ids=str)
 @pytest.mark.parametrize("residual", [None, torch.float32, torch.bfloat16], ids=str)
 def test_epilogue(isa, out_dtype, residual):
