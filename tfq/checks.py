@@ -47,18 +47,22 @@ class CheckInputs:
             )
 
 
-def check_arguments(model, config, scheduler, num_inference_steps, calibration, prompts):
-    """Raise if :func:`tfq.convert` cannot do what it is asked to; nothing is changed."""
+def check_config(config):
+    """Raise TypeError if `config` is no TfqConfig."""
     if not isinstance(config, TfqConfig):
         raise TypeError(f"convert: config must be a TfqConfig, got {type(config).__name__}")
+
+
+def check_arguments(model, scheduler, num_inference_steps, calibration, prompts):
+    """Raise if :func:`tfq.convert` cannot do what it is asked to; nothing is changed."""
     if not isinstance(model, nn.Module):
         raise TypeError(
             f"convert: model must be a UNet2DModel or UNet2DConditionModel, got {type(model).__name__}"
         )
     if prompts is not None:
-        raise NotImplementedError(
-            "convert: prompts= is for pipelines, which this version does not convert; pass pipe.unet and "
-            "calibration="
+        raise ValueError(
+            "convert: prompts= needs a pipeline, which knows how text is encoded: pass the pipeline "
+            "itself, or calibration="
         )
     if isinstance(getattr(model, "time_embedding", None), temporal.TemporalEmbedding):
         raise ValueError("convert: model is converted already; load or build the float model again")

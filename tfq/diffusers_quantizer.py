@@ -202,8 +202,11 @@ def mark_converted(model, conversion, undo):
     }
     for name, value in values.items():
         undo.set_attribute(model, name, value)
-    undo.set_attribute(model, "_internal_dict", model._internal_dict)
+    config = model.config
+    undo.set_attribute(model, "_internal_dict", config)
     model.register_to_config(quantization_config=conversion)
+    for name in config:  # IP-Adapters set attributes of the configuration and not its items
+        setattr(model.config, name, getattr(config, name))
 
 
 AUTO_QUANTIZATION_CONFIG_MAPPING[QuantMethod.TFQ.value] = QuantizationConfig

@@ -16,6 +16,7 @@ from diffusers.models.unets import unet_2d_blocks as unet_blocks
 from torch import nn
 
 from tfq import attention, blocks, temporal
+from tfq.adapters import base_modules
 from tfq.features import FloatTIB
 from tfq.nn import Conv2d, Linear, ShortcutConv2d
 from tfq.quantizer import QPARAMS_WIDTH
@@ -42,8 +43,11 @@ class Undo:
 
     def set_child(self, parent, name, value):
         """``parent.name = value`` for a child module (or None)."""
-        old = parent._modules[name]
-        self._actions.append(lambda: parent._modules.__setitem__(name, old))
+        if name in parent._modules:
+            old = parent._modules[name]
+            self._actions.append(lambda: parent._modules.__setitem__(name, old))
+        else:
+            self._actions.append(lambda: parent._modules.pop(name))
         parent._modules[name] = value
 
     def set_class(self, module, cls):
@@ -115,7 +119,7 @@ class Lowering:
 
     def run(self):
         """Lower the whole model."""
-        modules = dict(self.unet.named_modules())
+        modules = base_modules(self.unet)
         top_level = [*self.unet.down_blocks, self.unet.mid_block, *self.unet.up_blocks]
         unaware = [
             block
@@ -179,7 +183,7 @@ class Lowering:
             else:
                 new = (Conv2d if isinstance(layer, nn.Conv2d) else Linear)(layer, *options)
             self.layers[name] = replacements[id(layer)] = new
-        for module in modules.values():
+        for module in self.unet.modules():
             for child_name, child in module._modules.items():
                 if id(child) in replacements:
                     self.undo.set_child(module, child_name, replacements[id(child)])
@@ -288,13 +292,7 @@ class Lowering:
         for name in ("class_embedding", "add_embedding"):
             condition = getattr(unet, name, None)
             if isinstance(condition, nn.Module):
-                is_class = name == "class_embedding"
-                timesteps = is_class and unet.config.get("class_embed_type") == "timestep"
-                joined = is_class and unet.config.get("class_embeddings_concat")
-                padded = temporal.RowCondition(
-                    condition, 0 if joined else width, unet.time_proj if timesteps else None
-                )
-                undo.set_child(unet, name, padded)
+                self._pad_condition(condition, name == "class_embedding", width)
         if isinstance(getattr(unet, "time_embed_act", None), nn.Module):
             undo.set_child(
                 unet, "time_embed_act", temporal.RowActivation(unet.time_embed_act, width)
@@ -306,6 +304,19 @@ class Lowering:
                 temporal.StripRow(width, unet.dtype), with_kwargs=True
             )
             undo.add(hook.remove)
+
+    def _pad_condition(self, condition, is_class, width):
+        """Make the output of a module that joins the time embedding as wide as a row."""
+        config = self.unet.config
+        if is_class and config.get("class_embed_type") == "timestep":
+            self.undo.set_child(condition, "time_proj", self.unet.time_proj)
+        if is_class and config.get("class_embeddings_concat"):
+            width = 0
+        for hook in (
+            condition.register_forward_pre_hook(temporal.ConditionInputs()),
+            condition.register_forward_hook(temporal.PadToRow(width)),
+        ):
+            self.undo.add(hook.remove)
 
 
 def _channels_last_input(conv, args):

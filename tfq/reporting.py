@@ -6,6 +6,7 @@ import pathlib
 
 from tfq import heat_maps
 from tfq import nn as quantized
+from tfq.adapters import base_modules
 
 _FORMATS = (".json", ".html", ".png")
 _NATIVE_PATHS = ("conv2d_s8", "gemm_s8")
@@ -136,7 +137,7 @@ def report(unet):
         raise TypeError(
             f"report: needs a model converted by tfq.convert, got a {type(unet).__name__}"
         )
-    modules = dict(unet.named_modules())
+    modules = base_modules(unet)
     moved = _moved_layers(unet, [plan.name for plan in conversion.plans])
     layers = [
         _layer(modules.get(moved.get(plan.name, plan.name)), plan) for plan in conversion.plans
@@ -167,15 +168,10 @@ def _moved_layers(unet, names):
     block = "time_embedding.tib"
     if source is not None and source.replaces_float:
         block = "time_embedding.source" + (".tib" if hasattr(source, "tib") else ".block.tib")
-    wrapped = {
-        "time_embedding": f"{block}.embedding",
-        "class_embedding": "class_embedding.module",
-        "add_embedding": "add_embedding.module",
-    }
     for name in names:
         parent, _, child = name.partition(".")
-        if parent in wrapped:
-            moved[name] = f"{wrapped[parent]}.{child}"
+        if parent == "time_embedding":
+            moved[name] = f"{block}.embedding.{child}"
     for index, (name, _) in enumerate(embedding.slots):
         moved[f"{name}.time_emb_proj"] = f"{block}.projections.{index}"
     return moved
