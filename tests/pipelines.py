@@ -15,6 +15,8 @@ from PIL import Image
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 from unets import SCALE_SHIFT
 
+import tfq
+
 PROMPT = "a small cat"
 TEXT_WIDTH = 24
 IMAGE_SIZE = 32
@@ -220,7 +222,9 @@ _FAMILIES = {
         lambda: _stable_diffusion(
             "StableDiffusionPipeline",
             _unet(use_linear_projection=True, attention_head_dim=(4, 8)),
-            diffusers.DDIMScheduler(prediction_type="v_prediction"),
+            diffusers.DDIMScheduler(
+                prediction_type="v_prediction", clip_sample=False, steps_offset=1
+            ),
         ),
         _text(),
     ),
@@ -260,11 +264,6 @@ def build(family):
     return pipeline
 
 
-def takes_only_text(family):
-    """Whether a prompt is all that the pipeline needs."""
-    return list(_FAMILIES[family][1]()) in (["prompt"], ["prompt", "guidance_scale"])
-
-
 def sample(family, pipeline, steps, seed=3, **more):
     """Images of one run as a float64 tensor, values in [0, 1]."""
     output = pipeline(
@@ -274,3 +273,17 @@ def sample(family, pipeline, steps, seed=3, **more):
         output_type="np",
     )
     return torch.from_numpy(output.images).double()
+
+
+def calibrate_and_convert(family, pipeline, config, steps):
+    """Convert a pipeline, calibrated on other noise (and another text) than :func:`sample` uses."""
+    arguments = _FAMILIES[family][1]()
+    if arguments.keys() <= {"prompt", "guidance_scale"}:
+        return tfq.convert(pipeline, config, prompts=["a large dog"], num_inference_steps=steps)
+    if arguments.keys() == {"batch_size"}:
+        return tfq.convert(pipeline, config, num_inference_steps=steps)
+
+    def calibration(unet):
+        sample(family, pipeline, steps, seed=4)
+
+    return tfq.convert(pipeline, config, calibration=calibration)

@@ -22,6 +22,8 @@ class CheckInputs:
 
     def __call__(self, module, args, kwargs):
         """Check ``sample``, and that no input requires grad."""
+        if torch.compiler.is_compiling():
+            return  # a hook is a graph of its own, compiled again for every shape it looks at
         inputs = {**dict(zip(self.names, args, strict=False)), **kwargs}
         if "sample" not in inputs:
             return  # forward itself says what is missing
@@ -74,6 +76,13 @@ def check_arguments(model, scheduler, num_inference_steps, calibration, prompts)
         raise TypeError(
             f"convert: model must be a UNet2DModel or UNet2DConditionModel, got {type(model).__name__}"
         )
+    for name, module in model.named_modules():
+        if name and "forward" in module.__dict__:
+            raise ValueError(
+                f"convert: the forward of {name} was replaced (offloading, a cache of features), and would "
+                f"run as before; take that back first, as with pipe.remove_all_hooks(), and add it again "
+                f"after the conversion"
+            )
     for name, parameter in model.named_parameters():
         if parameter.device.type != "cpu":
             raise NotImplementedError(

@@ -106,7 +106,8 @@ def trace_shapes(unet):
         elif isinstance(module, _UP_BLOCKS):
             handles.append(record(name, module))
     try:
-        with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
+        fake = FakeTensorMode(allow_non_fake_inputs=True)
+        with torch.no_grad(), torch.device(unet.device), fake:
             unet(**example_inputs(unet))
     finally:
         for handle in handles:
