@@ -4,6 +4,7 @@ LoRA (peft) puts a wrapper in the place of a layer, IP-Adapters put layers into 
 These side paths stay as they are, and no plan or file names them.
 """
 
+import torch
 from diffusers.models.attention_processor import Attention
 from diffusers.models.embeddings import MultiIPAdapterImageProjection
 
@@ -39,6 +40,11 @@ def base_layer(module):
     return module
 
 
+def is_wrapped(module):
+    """Whether `module` is a wrapper of peft."""
+    return base_layer(module) is not module
+
+
 def _is_adapter(parent, name, child):
     return isinstance(child, MultiIPAdapterImageProjection) or (
         name == "processor" and isinstance(parent, Attention)
@@ -46,12 +52,11 @@ def _is_adapter(parent, name, child):
 
 
 def is_untouched(*modules):
-    """Whether calling these modules does no more than their class says: no hook, no patched forward."""
-    return not any(
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or "forward" in module.__dict__
+    """Whether calling these modules does no more than their class says: no hook, no patched forward.
+
+    torch.export patches every forward while it traces; a program has no hooks.
+    """
+    return torch.compiler.is_exporting() or not any(
+        module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__
         for module in modules
     )

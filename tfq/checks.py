@@ -6,10 +6,11 @@ import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
 from torch import nn
 
-from tfq import calibrate, temporal
+from tfq import adapters, calibrate, temporal
 from tfq.config import TfqConfig
 from tfq.temporal_modes import TABLE_MODES
 
+_TIME = ("time_proj", "time_embedding")
 _DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -77,6 +78,12 @@ def check_arguments(model, scheduler, num_inference_steps, calibration, prompts)
             f"convert: model must be a UNet2DModel or UNet2DConditionModel, got {type(model).__name__}"
         )
     for name, module in model.named_modules():
+        part = name.split(".")[0]
+        if part in _TIME and (adapters.is_wrapped(module) or not adapters.is_untouched(module)):
+            raise ValueError(
+                f"convert: {name} has a hook or an adapter, but is replaced by a table of rows; remove "
+                f"the hook, or fuse the adapter (pipe.fuse_lora()), before the conversion"
+            )
         if name and "forward" in module.__dict__:
             raise ValueError(
                 f"convert: the forward of {name} was replaced (offloading, a cache of features), and would "

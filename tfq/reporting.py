@@ -19,7 +19,7 @@ class Report:
         self._values = values
 
     def to_dict(self):
-        """``{native_mac_share, weight_bytes, layers, temporal}``, JSON-serialisable.
+        """``{native_mac_share, weight_bytes, layers, temporal, unfused}``, JSON-serialisable.
 
         ``layers`` is a list of ``{name, type, path, reason, macs, weight_bits, range, error}``: path is
         the kernel family that runs the layer ("conv2d_s8", "gemm_s8", "reference" or "torch"), reason
@@ -31,6 +31,8 @@ class Report:
         ``temporal`` is ``{mode, mean_error, max_error, chosen_tib_share, maps}``: relative L2 error of the
         temporal features to the float model's; of "select" the share of (timestep, block) that took the
         quantized block; maps by timestep and block of the errors and of tau, or None after loading.
+        ``unfused`` has the names of the blocks that run child by child, because a hook or an adapter was
+        put on a child, or another processor on an attention.
         """
         return self._values
 
@@ -50,11 +52,13 @@ class Report:
 
     def _summary(self):
         values, temporal = self._values, self._values["temporal"]
+        unfused = f"\n{len(values['unfused'])} blocks run unfused" if values["unfused"] else ""
         native = sum(layer["path"] != "torch" for layer in values["layers"])
         return (
             f"native multiply-adds {100 * values['native_mac_share']:.2f} %, {native} of "
             f"{len(values['layers'])} layers, {values['weight_bytes'] / 1e6:.2f} MB; temporal "
             f"{temporal['mode']}, error mean {temporal['mean_error']:.3g} max {temporal['max_error']:.3g}"
+            f"{unfused}"
         )
 
     def _rows(self):
@@ -150,6 +154,11 @@ def report(unet):
             "weight_bytes": weight_bytes(unet),
             "layers": layers,
             "temporal": {"mode": conversion.config.temporal, **conversion.temporal.summary()},
+            "unfused": [
+                name
+                for name, module in unet.named_modules()
+                if hasattr(module, "is_fused") and not module.is_fused()
+            ],
         }
     )
 

@@ -19,6 +19,7 @@ from diffusers.models.resnet import ResnetBlock2D, ResnetBlockCondNorm2D
 from torch import nn
 
 from tfq import backends
+from tfq.adapters import base_layer
 from tfq.ops._checks import is_traced
 
 VALUE_SLOT = 0
@@ -67,7 +68,7 @@ def temporal_blocks(unet):
     blocks = []
     for name, module in unet.named_modules():
         if isinstance(module, ResnetBlock2D) and module.time_emb_proj is not None:
-            projections = [("time_emb_proj", module.time_emb_proj)]
+            projections = [("time_emb_proj", base_layer(module.time_emb_proj))]
         elif isinstance(module, ResnetBlockCondNorm2D):
             projections = [(n, m) for n, m in module.named_modules() if isinstance(m, nn.Linear)]
         else:
