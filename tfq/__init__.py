@@ -29,6 +29,7 @@ _use_installed_package()
 from tfq import nn, ops, reference  # noqa: E402
 from tfq._ext import CudaError  # noqa: E402
 from tfq._version import __version__  # noqa: E402
+from tfq.comparison import Comparison, compare  # noqa: E402
 from tfq.config import TfqConfig  # noqa: E402
 from tfq.conversion import convert  # noqa: E402
 from tfq.environment import info  # noqa: E402
@@ -37,10 +38,12 @@ from tfq.saving import save  # noqa: E402
 from tfq.temporal import temporal_blocks  # noqa: E402
 
 __all__ = [
+    "Comparison",
     "CudaError",
     "Report",
     "TfqConfig",
     "__version__",
+    "compare",
     "convert",
     "info",
     "nn",

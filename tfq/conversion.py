@@ -57,7 +57,8 @@ def convert(
     prompts : list of str, optional
         For pipelines.
     progress : callable, optional
-        ``progress(done, total, label)`` during the steps that take long.
+        ``progress(done, total, label)`` during the steps that take long; total is None where it is not
+        known.
     checkpoint : path, optional
         Folder for the finished layers of ``reconstruction="block"``: an interrupted conversion that is
         called again with it continues there, with the same result.
@@ -117,7 +118,7 @@ class _Calibration:
             hook = model.register_forward_pre_hook(checks.CheckInputs(model), with_kwargs=True)
             try:
                 self.calls = calibrate.record_calls(
-                    model, self.calibration, self.scheduler, self.steps, self.config
+                    model, self.calibration, self.scheduler, self.steps, self.config, self.progress
                 )
             finally:
                 hook.remove()
@@ -128,7 +129,9 @@ class _Calibration:
     def run(self, model):
         """Run the lowered model: through the recorded calls, or on its own."""
         calibration = self.calibration if self.calls is None else self.calls
-        calibrate.run_calibration(model, calibration, self.scheduler, self.steps, self.config)
+        calibrate.run_calibration(
+            model, calibration, self.scheduler, self.steps, self.config, self.progress
+        )
 
     def timesteps(self):
         """Timesteps of the scheduler, ascending float32."""
