@@ -29,8 +29,10 @@ class Work(typing.NamedTuple):
 
 
 def _epilogue_bytes(epilogue, outputs):
-    residual = _ELEMENT_BYTES[epilogue[9]] if epilogue[8] else 0
-    return outputs * (_ELEMENT_BYTES[epilogue[11]] + residual)
+    residual, residual_dtype, _, _, out_dtype, _, _ = epilogue[-7:]
+    return outputs * (
+        _ELEMENT_BYTES[out_dtype] + (_ELEMENT_BYTES[residual_dtype] if residual else 0)
+    )
 
 
 def _gemm(x, m, n, k, weight, zero_point, epilogue):
@@ -79,6 +81,18 @@ def _attention(query, key, value, dtype, shape, scale, out, out_dtype):
     return Work("attention_s8", label, 4 * queries * kv_tokens, moved)
 
 
+def _resnet_block(x, x2, dtype, shape, norm1, conv1, temporal, norm2, conv2, shortcuts, out):
+    batch, height, width, channels, channels2, n = shape
+    rows, total = batch * height * width, channels + channels2
+    weights = [(conv1, 9 * total), (conv2, 9 * n)]
+    weights += [(part, k) for part, k in zip(shortcuts, (channels, channels2), strict=False)]
+    moved = rows * (total + n) * _ELEMENT_BYTES[dtype]
+    moved += sum(n * k // (2 if part[1] else 1) for part, k in weights)
+    sources = f"{channels}+{channels2}" if channels2 else f"{channels}"
+    operations = 2 * rows * n * sum(k for _, k in weights)
+    return Work("resnet_block", f"{sources}->{n}@{batch}x{height}x{width}", operations, moved)
+
+
 def _gather(table, table_rows, width, *rest):
     return Work("temporal_gather", f"{width}", 0, 4 * width)
 
@@ -86,7 +100,8 @@ def _gather(table, table_rows, width, *rest):
 _NATIVE = {
     "gemm_s8": _gemm, "conv2d_s8": _conv, "quantize": _quantize,
     "group_norm_silu_quantize": _group_norm, "layer_norm_quantize": _layer_norm,
-    "geglu_quantize": _geglu, "attention_s8": _attention, "temporal_gather": _gather,
+    "geglu_quantize": _geglu, "attention_s8": _attention,
+    "resnet_block": _resnet_block, "temporal_gather": _gather,
 }  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from tfq.ops._checks import (
     NO_QPARAMS,
     address,
     native,
-    packed_weight,
+    native_weight,
     require,
     require_cpu,
     require_dense,
@@ -75,9 +75,7 @@ def resnet_block(x, norm1, conv1, norm2, conv2, *, x2=None, temporal=None, short
         _weight(conv2, n, 9 * n),
         tuple(_weight(part, n, k) for part, k in zip(shortcuts, sources, strict=False)),
     )
-    out = torch.empty(
-        (batch, n, height, width), dtype=x.dtype, memory_format=torch.channels_last
-    )
+    out = torch.empty((batch, n, height, width), dtype=x.dtype, memory_format=torch.channels_last)
     if out.numel():
         native(_NAME, x).resnet_block(
             x.data_ptr(), address(x2), DTYPE_CODES[x.dtype], *arguments, out.data_ptr()
@@ -117,7 +115,7 @@ def _norm(norm, batch, channels):
 def _weight(operands, n, k):
     weight, scale, weight_sum, zero_point, bias = operands
     return (
-        *packed_weight(_NAME, weight, zero_point, n, k),
+        *native_weight(_NAME, weight, zero_point, n, k),
         vector(_NAME, "weight_scale", scale, torch.float32, n),
         vector(_NAME, "weight_sum", weight_sum, torch.int32, n),
         0 if bias is None else vector(_NAME, "bias", bias, torch.float32, n),

@@ -6,7 +6,9 @@
 // a block of products.
 #include "common/math.h"
 #include "cpu/epilogue/epilogue.h"
+#include "cpu/norm_act/activation.h"
 #include "cpu/simd_avx512.h"
+#include "cpu/vector_avx512.h"
 
 namespace tfq::cpu {
 namespace {
@@ -24,7 +26,7 @@ template <int Vectors>
 inline void prepare(Coefficients<Vectors>& k, int64_t column, const Epilogue& e,
                     const __mmask16* masks, int64_t group, int64_t sample) {
   const float* input = e.input.data + group * e.input.stride;
-  const float* temporal = e.temporal ? e.temporal + sample * e.temporal_stride : nullptr;
+  const float* temporal = temporal_row(e, sample);
   const __m512i zero_point = _mm512_set1_epi32(static_cast<int32_t>(input[2]));
   const __m512 s = _mm512_set1_ps(input[0]);
 #pragma GCC unroll 4
@@ -47,8 +49,11 @@ inline void store_run(const Coefficients<Vectors>& k, const EpilogueBlock& block
   const int64_t acc_stride = block.acc_stride, n = block.n;
   const void* const residual = e.residual;
   void* const out = e.out;
+  uint8_t* const quantized =
+      Out == DType::kUInt8 ? static_cast<uint8_t*>(e.out) : e.quantized_out;
+  const bool is_activated = e.activation == Activation::kSilu;
   __m512 r = _mm512_setzero_ps(), z = r;
-  if (Out == DType::kUInt8) {
+  if (quantized != nullptr) {
     r = _mm512_set1_ps(e.requant.data[group * e.requant.stride + 1]);
     z = _mm512_set1_ps(e.requant.data[group * e.requant.stride + 2]);
   }
@@ -66,13 +71,13 @@ inline void store_run(const Coefficients<Vectors>& k, const EpilogueBlock& block
                                          kResidual == Residual::kFloat32 ? DType::kFloat32
                                                                          : DType::kBFloat16,
                                          i, masks[v]));
-      if (Out == DType::kFloat32) {
+      if (is_activated) silu<VectorAvx512>(y);
+      if (quantized != nullptr)
+        _mm_mask_storeu_epi8(quantized + i, masks[v], quantize_u8x16(y, r, z));
+      if (Out == DType::kFloat32)
         _mm512_mask_storeu_ps(static_cast<float*>(out) + i, masks[v], y);
-      } else if (Out == DType::kBFloat16) {
+      if (Out == DType::kBFloat16)
         _mm256_mask_storeu_epi16(static_cast<uint16_t*>(out) + i, masks[v], f32x16_to_bf16(y));
-      } else {
-        _mm_mask_storeu_epi8(static_cast<uint8_t*>(out) + i, masks[v], quantize_u8x16(y, r, z));
-      }
     }
   }
 }
