@@ -13,6 +13,9 @@ MAX_DIFFERENT_ATTENTION_ROWS = 0.01
 # Of an attention with normal inputs against the float one, in decibels. Seen: 33.0 and above.
 MIN_ATTENTION_SNR = 30
 
+# Of SiLU in float32 against float64: a few roundings, and of exp's argument those it carries on.
+FLOAT32_ACTIVATION = {"rtol": 8 * torch.finfo(torch.float32).eps, "atol": 1e-37}
+
 # Of a tiny converted UNet with random weights against the float one, in decibels. Seen with three
 # seeds each: 29.1 and above in float32, 28.7 in bfloat16; a wrong temporal feature costs 8.
 MIN_UNET_SNR = {torch.float32: 28, torch.bfloat16: 27.5}

@@ -62,7 +62,8 @@ def convert(
         numbers that follow. A pipeline without text calibrates on ``config.calibration_samples`` images
         if `num_inference_steps` or `scheduler` is given.
     progress : callable, optional
-        ``progress(done, total, label)`` during the steps that take long.
+        ``progress(done, total, label)`` during the steps that take long; total is None where it is not
+        known.
     checkpoint : path, optional
         Folder for the finished layers of ``reconstruction="block"``: an interrupted conversion that is
         called again with it continues there, with the same result.
@@ -129,7 +130,7 @@ class _Calibration:
             hook = model.register_forward_pre_hook(checks.CheckInputs(model), with_kwargs=True)
             try:
                 self.calls = calibrate.record_calls(
-                    model, self.calibration, self.scheduler, self.steps, self.config
+                    model, self.calibration, self.scheduler, self.steps, self.config, self.progress
                 )
             finally:
                 hook.remove()
@@ -140,7 +141,9 @@ class _Calibration:
     def run(self, model):
         """Run the lowered model: through the recorded calls, or on its own."""
         calibration = self.calibration if self.calls is None else self.calls
-        calibrate.run_calibration(model, calibration, self.scheduler, self.steps, self.config)
+        calibrate.run_calibration(
+            model, calibration, self.scheduler, self.steps, self.config, self.progress
+        )
 
     def timesteps(self):
         """Timesteps of the scheduler, ascending float32."""

@@ -1,12 +1,13 @@
 """What a converted model is made of: which kernel runs each layer, and what it costs in accuracy."""
 
-import html
 import json
 import pathlib
 
-from tfq import heat_maps
+from tfq import heat_maps, page
 from tfq import nn as quantized
 from tfq.adapters import base_modules
+from tfq.quantizer import QPARAMS_WIDTH
+from tfq.ranges import range_ends
 
 _FORMATS = (".json", ".html", ".png")
 _NATIVE_PATHS = ("conv2d_s8", "gemm_s8")
@@ -15,8 +16,8 @@ _NATIVE_PATHS = ("conv2d_s8", "gemm_s8")
 class Report:
     """Result of :func:`report`; ``str()`` is a table."""
 
-    def __init__(self, values):
-        self._values = values
+    def __init__(self, values, comparison=None, ranges=()):
+        self._values, self._comparison, self._ranges = values, comparison, ranges
 
     def to_dict(self):
         """``{native_mac_share, weight_bytes, layers, temporal, unfused}``, JSON-serialisable.
@@ -33,22 +34,26 @@ class Report:
         quantized block; maps by timestep and block of the errors and of tau, or None after loading.
         ``unfused`` has the names of the blocks that run child by child, because a hook or an adapter was
         put on a child, or another processor on an attention.
+        With a comparison there is ``comparison``, its :meth:`tfq.Comparison.to_dict`.
         """
-        return self._values
+        if self._comparison is None:
+            return self._values
+        return {**self._values, "comparison": self._comparison.to_dict()}
 
     def save(self, path):
-        """Write the report as ``.json``, ``.html`` or ``.png``, by the suffix of `path`."""
+        """Write the report as ``.json``, ``.html`` or ``.png``, by the suffix of `path`.
+
+        The page needs no network; it has images and speed if the report has a comparison.
+        """
         path = pathlib.Path(path)
+        check_suffix(path)
         if path.suffix == ".json":
-            path.write_text(json.dumps(self._values, indent=2))
+            path.write_text(json.dumps(self.to_dict(), indent=2), encoding="utf-8")
         elif path.suffix == ".html":
-            path.write_text(self._html())
-        elif path.suffix == ".png":
-            self._draw().save(path)
+            rendered = page.render(self._values, self._comparison, self._ranges)
+            path.write_text(rendered, encoding="utf-8")
         else:
-            raise ValueError(
-                f"Report.save: path must end in {', '.join(_FORMATS)}, got {str(path)!r}"
-            )
+            self._draw().save(path)
 
     def _summary(self):
         values, temporal = self._values, self._values["temporal"]
@@ -89,20 +94,8 @@ class Report:
         lines = [
             "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows
         ]
-        return "\n".join([self._summary(), "", *lines])
-
-    def _html(self):
-        header, *rows = [[html.escape(cell) for cell in row] for row in self._rows()]
-        cells = "".join("<tr>" + "".join(f"<td>{c}</td>" for c in row) + "</tr>\n" for row in rows)
-        head = "".join(f"<th>{c}</th>" for c in header)
-        return (
-            "<!doctype html><meta charset='utf-8'><title>tfq report</title>\n"
-            "<style>body{font:14px sans-serif;margin:2em}td,th{padding:2px 10px;text-align:left}"
-            "tr:nth-child(even){background:#f2f2f2}</style>\n"
-            f"<h1>tfq report</h1><p>{html.escape(self._summary())}</p>\n"
-            f"<table><tr>{head}</tr>\n{cells}</table>\n"
-            + "".join(heat_maps.svg(*shown, *self._axes()) for shown in self._maps())
-        )
+        measured = [] if self._comparison is None else [str(self._comparison)]
+        return "\n".join([self._summary(), *measured, "", *lines])
 
     def _maps(self):
         return heat_maps.temporal_maps(self._values["temporal"]["maps"])
@@ -125,12 +118,24 @@ class Report:
         return image
 
 
+def check_suffix(path):
+    """Raise ValueError if a report cannot be written as `path`."""
+    if path.suffix not in _FORMATS:
+        raise ValueError(f"Report.save: path must end in {', '.join(_FORMATS)}, got {str(path)!r}")
+
+
 def _number(value):
     return "" if value is None else f"{value:.4f}"
 
 
-def report(unet):
+def report(unet, *, comparison=None):
     """Report on a model converted by :func:`tfq.convert`.
+
+    Parameters
+    ----------
+    unet : UNet2DModel or UNet2DConditionModel
+    comparison : Comparison, optional
+        Of :func:`tfq.compare`: adds quality, speed and images.
 
     Returns
     -------
@@ -159,8 +164,31 @@ def report(unet):
                 for name, module in unet.named_modules()
                 if hasattr(module, "is_fused") and not module.is_fused()
             ],
-        }
+        },
+        comparison,
+        _ranges(
+            unet,
+            [
+                (plan.name, modules.get(moved.get(plan.name, plan.name)))
+                for plan in conversion.plans
+            ],
+        ),
     )
+
+
+def _ranges(unet, layers):
+    """(layer, timesteps, lower, upper ends) of each input whose range is by timestep."""
+    embedding, ranges = unet.time_embedding, []
+    timesteps = embedding.values.tolist()
+    for name, module in layers:
+        quantizer = getattr(module, "input", None)
+        if quantizer is not None and quantizer.ranges == "timestep" and quantizer.slot is not None:
+            scale, _, zero_point = (
+                embedding.table[:, quantizer.slot :][:, :QPARAMS_WIDTH].double().T
+            )
+            lows, highs = range_ends(scale, zero_point)
+            ranges.append((name, timesteps, lows.tolist(), highs.tolist()))
+    return ranges
 
 
 def weight_bytes(module):

@@ -4,6 +4,7 @@ diffusers writes and reads the files (:mod:`tfq.diffusers_quantizer`). The forma
 docs/saving.md; whoever changes it raises :data:`FORMAT_VERSION`.
 """
 
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -233,13 +234,20 @@ def save(unet, folder, *, max_shard_size=_MAX_SHARD_SIZE, variant=None):
         )
     folder = pathlib.Path(folder).resolve()
     _check_replaceable(folder)
+    with replaced_folder(folder) as partial:
+        unet.save_pretrained(partial, max_shard_size=max_shard_size, variant=variant)
+        (partial / "README.md").write_text(_model_card(unet, conversion), encoding="utf-8")
+
+
+@contextlib.contextmanager
+def replaced_folder(folder):
+    """Give an empty folder beside `folder` that takes its place if the block ends without an error."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     unique = uuid.uuid4().hex
     partial = folder.with_name(f".{folder.name}.{unique}.partial")
     try:
         partial.mkdir()
-        unet.save_pretrained(partial, max_shard_size=max_shard_size, variant=variant)
-        (partial / "README.md").write_text(_model_card(unet, conversion), encoding="utf-8")
+        yield partial
         _replace_folder(folder, partial, folder.with_name(f".{folder.name}.{unique}.old"))
     finally:
         shutil.rmtree(partial, ignore_errors=True)
