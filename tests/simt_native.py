@@ -11,12 +11,11 @@ import torch
 
 from tfq.geometry import conv_output_size, normalize_padding
 from tfq.ops import _cuda
+from tfq.ops._checks import DTYPE_CODES
+from tfq.ops.products import ACTIVATION_CODES
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "tests" / "simt"
-# Of csrc/common/api.h's enum DType; float16 exists on CUDA only.
-DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.uint8: 2, torch.float16: 3}
-ACTIVATIONS = {None: 0, "silu": 1, "geglu": 2}
 NOWHERE = (0, 0)
 GUARD = 512  # elements before and after an output: more than a row
 SENTINEL = 0xA5
@@ -136,12 +135,12 @@ class Simt:
         epilogue = (
             _table(qparams), rows // qparams.shape[0], weight_scale.data_ptr(), weight_sum.data_ptr(),
             _address(bias), _address(temporal), 0 if temporal is None else temporal.stride(0),
-            rows // samples, _address(residual),
-            0 if residual is None else DTYPE_CODES[residual.dtype], out.data_ptr(),
-            DTYPE_CODES[out_dtype], _table(out_qparams),
+            0 if temporal is None else len(temporal), _address(temporal_rows), rows // samples,
+            _address(residual), 0 if residual is None else DTYPE_CODES[residual.dtype],
+            ACTIVATION_CODES[activation], out.data_ptr(), DTYPE_CODES[out_dtype],
+            _address(quantized_out), _table(out_qparams),
         )  # fmt: skip
         options = (
-            ACTIVATIONS[activation], _address(temporal_rows), _address(quantized_out),
             self.workspace.data_ptr(), self.workspace.numel(),
             -1 if tile is None else self.tiles.index(tile), splits,
         )  # fmt: skip
@@ -211,23 +210,16 @@ class Simt:
         check()
         return q, result
 
-    def temporal_gather(self, table, rows, quantized=None):
-        """`quantized`: (uint8 table, (rows, features, 2) parameters, int32 feature of each column)."""
-        width = (table if quantized is None else quantized[0]).shape[1]
-        height = len(table if quantized is None else quantized[0])
-        out, check = guarded_empty((len(rows), width), torch.float32)
-        native = (0, 0, 0, 0)
-        if quantized is not None:
-            native = (*(t.data_ptr() for t in quantized), quantized[1].shape[1])
-        self.native.cuda_temporal_gather(
-            _address(table),
-            height,
-            width,
-            rows.data_ptr(),
-            len(rows),
-            out.data_ptr(),
-            native,
-            NOWHERE,
-        )
+    def temporal_gather(self, table, rows, qparams=None, offsets=None):
+        """:func:`tfq.ops.temporal_gather`."""
+        out, check = guarded_empty((len(rows), table.shape[1]), torch.float32)
+        end = (rows.data_ptr(), len(rows), out.data_ptr(), NOWHERE)
+        if qparams is None:
+            self.native.cuda_temporal_gather(table.data_ptr(), *table.shape, *end)
+        else:
+            self.native.cuda_temporal_gather_dequantize(
+                table.data_ptr(), *table.shape, qparams.data_ptr(), offsets.data_ptr(),
+                qparams.shape[1], *end,
+            )  # fmt: skip
         check()
         return out

@@ -8,6 +8,7 @@ from operands import (
     gemm_operands,
     group_norm_operands,
     packed_weight,
+    random_images,
     random_qparams,
     weight_operands_s4,
 )
@@ -96,7 +97,27 @@ CASES = [
     ("gemm_s8", {"residual": torch.ones(6, 5).half()}, TypeError,
      "residual must be float32 or bfloat16"),
     ("gemm_s8", {"out_dtype": torch.float16}, TypeError,
-     "out_dtype must be torch.float32, torch.bfloat16 or torch.uint8, got torch.float16"),
+     "out_dtype must be torch.float32, torch.bfloat16 or torch.uint8, got torch.float16 on 'cpu'; 'cuda'"),
+    ("gemm_s8", {"temporal_rows": torch.tensor([0])}, ValueError, "temporal_rows needs temporal, got None"),
+    ("gemm_s8", {"temporal": torch.ones(3, 5), "temporal_rows": torch.tensor([0, 3])}, ValueError,
+     r"gemm_s8: temporal_rows must be in \[0, 3\), got temporal_rows\[1\] = 3"),
+    ("gemm_s8", {"temporal": torch.ones(3, 5), "temporal_rows": torch.tensor([-1])}, ValueError,
+     r"gemm_s8: temporal_rows must be in \[0, 3\), got temporal_rows\[0\] = -1"),
+    ("gemm_s8", {"temporal": torch.ones(3, 5), "temporal_rows": torch.zeros(4).long()}, ValueError,
+     r"temporal_rows must be \(samples,\) with samples dividing 6 rows, got \(4,\)"),
+    ("gemm_s8", {"temporal": torch.ones(3, 5), "temporal_rows": torch.zeros(2)}, TypeError,
+     "temporal_rows must be int64, got float32"),
+    ("gemm_s8", {"activation": "relu"}, ValueError,
+     "activation must be None, 'silu' or 'geglu', got 'relu'"),
+    ("gemm_s8", {"activation": "geglu"}, NotImplementedError,
+     "gemm_s8: activation='geglu' has a kernel on 'cuda' only, got x on 'cpu'; geglu_quantize"),
+    ("gemm_s8", {"return_quantized": True}, ValueError, "return_quantized=True needs out_qparams"),
+    ("gemm_s8", {"return_quantized": True, "out_dtype": torch.uint8}, ValueError,
+     "return_quantized=True is a second output beside a float one, got out_dtype=torch.uint8"),
+    ("conv2d_s8", {"x2": random_images(2, 8, 4, 4)}, NotImplementedError,
+     "conv2d_s8: x2 has a kernel on 'cuda' only, got x on 'cpu'; concatenate the sources"),
+    ("conv2d_s8", {"temporal": torch.ones(3, 5), "temporal_rows": torch.tensor([0, 7])}, ValueError,
+     r"conv2d_s8: temporal_rows must be in \[0, 3\), got temporal_rows\[1\] = 7"),
     ("gemm_s8", {"out_dtype": torch.uint8}, ValueError, "out_dtype=torch.uint8 needs out_qparams"),
     ("gemm_s8", {"out_dtype": torch.uint8, "out_qparams": random_qparams(2)}, ValueError,
      r"out_qparams must have as many groups as qparams \(1\), got 2"),
@@ -313,10 +334,10 @@ def test_unknown_level():
 def test_native_arguments_are_checked_again():
     """What could corrupt memory is refused below Python, too."""
     with pytest.raises(ValueError, match="sizes must not be negative, got -1"):
-        _C.gemm_s8(0, -1, 1, 1, 0, 0, (0,) * 13)
-    with pytest.raises(ValueError, match="epilogue must have 13 entries, got 2"):
+        _C.gemm_s8(0, -1, 1, 1, 0, 0, (0,) * 17)
+    with pytest.raises(ValueError, match="epilogue must have 17 entries, got 2"):
         _C.gemm_s8(0, 1, 1, 1, 0, 0, (0, 0))
     with pytest.raises(ValueError, match="geometry must have 14 entries, got 1"):
-        _C.conv2d_s8(0, (1,), 0, 0, (0,) * 13)
+        _C.conv2d_s8(0, (1,), 0, 0, (0,) * 17)
     with pytest.raises(ValueError, match="a required tensor has no memory"):
         _C.pack_weight(0, 1, 1, 0, 0)

@@ -4,9 +4,10 @@ import pytest
 import torch
 from operands import gemm_operands, random_qparams, strided_rows, unaligned
 from shapes import GEMM_SIZES, UNET_GEMMS
-from tolerance import assert_same_bits
+from tolerance import FLOAT32_ACTIVATION, assert_quantized_close, assert_same_bits
 
 from tfq import ops, reference
+from tfq._ext import _C
 
 pytestmark = pytest.mark.usefixtures("guarded")
 
@@ -50,6 +51,38 @@ def test_epilogue(isa, out_dtype, residual, groups):
     check(operands, "temporal row without bias")
     operands["temporal"] = None
     check(operands, "no offset")
+
+
+def test_second_output(isa):
+    operands = gemm_operands(42, 69, 70, groups=3)
+    operands.update(residual=torch.randn(42, 69), out_qparams=random_qparams(3))
+    for out_dtype in OUTPUTS[:2]:
+        operands.update(out_dtype=out_dtype, return_quantized=True)
+        pairs = zip(ops.gemm_s8(**operands), reference.gemm_s8(**operands), strict=True)
+        for actual, expected in pairs:
+            assert_same_bits(actual, expected, str(out_dtype))
+
+
+def test_temporal_rows(isa):
+    operands = gemm_operands(42, 69, 70)
+    operands["temporal"] = strided_rows(torch.randn(5, 69))
+    for rows in ([3], [4, 0, 4], [1] * 42):
+        operands["temporal_rows"] = torch.tensor(rows)
+        check(operands, str(rows))
+
+
+def test_silu(isa):
+    operands = gemm_operands(42, 69, 70)
+    operands.update(residual=torch.randn(42, 69), activation="silu")
+    # The bits of the lowest level: its own arithmetic, the same on all.
+    y = ops.gemm_s8(**operands)
+    before = _C.isa()
+    _C.set_max_isa("scalar")
+    assert_same_bits(y, ops.gemm_s8(**operands))
+    _C.set_max_isa(before)
+    torch.testing.assert_close(y, reference.gemm_s8(**operands), **FLOAT32_ACTIVATION)
+    operands.update(out_dtype=torch.uint8, out_qparams=random_qparams(1))
+    assert_quantized_close(ops.gemm_s8(**operands), reference.gemm_s8(**operands))
 
 
 def test_strided_tables(isa):

@@ -109,6 +109,11 @@ CASES = {
         ),
         lambda: gemm_operands(6, 5, 64) | weight_operands_s4((5, 64)),
         lambda: (
+            gemm_operands(6, 5, 64)
+            | {"temporal": torch.randn(4, 5), "temporal_rows": torch.tensor([3, 0])}
+            | {"return_quantized": True, "out_qparams": random_qparams(1), "activation": "silu"}
+        ),
+        lambda: (
             gemm_operands(6, 5, 64) | {"x": torch.randint(0, 256, (2, 3, 64), dtype=torch.uint8)}
         ),
     ],
@@ -118,6 +123,9 @@ CASES = {
         lambda: conv((1, 8, 4, 4, 5, 3, 2, 1, 2), out_dtype=torch.bfloat16),
         lambda: conv((2, 8, 4, 6, 5, 3, 1, 1, 1)) | weight_operands_s4((5, 8, 3, 3)),
         lambda: conv((2, 8, 3, 3, 1, 3, 1, 0, 1)),
+        lambda: conv(
+            (2, 8, 4, 4, 1, 1, 1, 0, 1), return_quantized=True, out_qparams=random_qparams(2)
+        ),
         lambda: conv(
             (2, 8, 4, 4, 5, 1, 1, 0, 1), out_dtype=torch.uint8, out_qparams=random_qparams(2)
         ),

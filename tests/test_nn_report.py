@@ -164,7 +164,8 @@ def test_report_fields(name):
     float_layers = dict(unet.named_modules())
     config = TfqConfig(error_budget=0.05)
     values = tfq.report(tfq.convert(unet, config, calibration=[inputs(unet)])).to_dict()
-    assert list(values) == ["native_mac_share", "weight_bytes", "layers", "temporal"]
+    assert list(values) == ["native_mac_share", "weight_bytes", "layers", "temporal", "unfused"]
+    assert values["unfused"] == []
     assert list(values["temporal"]) == TEMPORAL_FIELDS
     assert values["temporal"]["chosen_tib_share"] is None
     assert [layer["name"] for layer in values["layers"]] == [

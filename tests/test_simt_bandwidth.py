@@ -7,7 +7,13 @@ boundary may differ by one step.
 import pytest
 import simt_native
 import torch
-from operands import group_norm_operands, layer_norm_operands, random_qparams, strided_rows
+from operands import (
+    group_norm_operands,
+    layer_norm_operands,
+    quantized_table_operands,
+    random_qparams,
+    strided_rows,
+)
 from tolerance import assert_qparams_close, assert_quantized_close, assert_same_bits
 
 from tfq import reference
@@ -130,15 +136,13 @@ def test_temporal_gather(simt):
     assert bool(outside[1:].isnan().all())
 
 
-def test_temporal_gather_of_a_quantized_table(simt):
-    widths = (40, 300, 8)  # of the features
-    table = torch.randint(0, 256, (6, sum(widths)), dtype=torch.uint8)
-    parameters = torch.stack([torch.rand(6, 3), torch.randint(0, 256, (6, 3)).float()], 2)
-    feature = torch.repeat_interleave(torch.arange(3), torch.tensor(widths)).to(torch.int32)
-    rows = torch.tensor([2, 2, 5])
-    s, z = (parameters[rows][:, feature.long(), i] for i in (0, 1))
-    actual = simt.temporal_gather(None, rows, quantized=(table, parameters, feature))
-    assert_same_bits(actual, (table[rows].float() - z) * s)
+# Features of no column, of one, of more than a block of threads; one feature, and many.
+@pytest.mark.parametrize("widths", [(40, 300, 8), (7,), (1, 0, 0, 5), (3,) * 33], ids=str)
+def test_temporal_gather_of_a_quantized_table(simt, widths):
+    operands = quantized_table_operands(6, widths, [2, 2, 5])
+    assert_same_bits(simt.temporal_gather(**operands), reference.temporal_gather(**operands))
+    outside = simt.temporal_gather(**{**operands, "rows": torch.tensor([-1, 6])})
+    assert bool(outside.isnan().all())
 
 
 class TestErrors:

@@ -6,10 +6,26 @@ CPU tensors stand for CUDA tensors; what is not covered is torch's CUDA allocato
 import pytest
 import simt_native
 import torch
-from operands import conv_operands, gemm_operands, group_norm_operands, layer_norm_operands
-from tolerance import assert_quantized_close, assert_same_bits
+from diffusers import DDIMScheduler
+from operands import (
+    conv_operands,
+    gemm_operands,
+    group_norm_operands,
+    layer_norm_operands,
+    quantized_table_operands,
+    random_images,
+    random_qparams,
+    weight_operands_s4,
+)
+from tolerance import (
+    MIN_BACKEND_SNR,
+    assert_quantized_close,
+    assert_same_bits,
+    assert_signal_to_noise,
+)
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+import tfq
 from tfq import ops, reference
 from tfq.ops import _checks, _cuda, activations, products
 
@@ -28,11 +44,8 @@ def on_cuda(simt, monkeypatch):
     monkeypatch.setattr(_cuda, "WORKSPACE_VALUES", 1 << 20)
     for module in (products, activations):
         monkeypatch.setattr(module, "native", lambda operation, x, **_: _cuda.Kernels(x.device))
-    monkeypatch.setattr(
-        products,
-        "packed_weight",
-        lambda operation, weight, *_: (_cuda.cached_device_weight(weight).data_ptr(), 0),
-    )
+    for module in (_checks, products):
+        monkeypatch.setattr(module, "has_cuda_kernels", lambda tensor: True)
     yield simt.native
     simt.schedule()
 
@@ -45,6 +58,51 @@ def test_products(on_cuda):
     operands = conv_operands((2, 32, 7, 9, 72, 3, 2, 1, 2))
     operands["out_dtype"] = torch.bfloat16
     assert_same_bits(ops.conv2d_s8(**operands), reference.conv2d_s8(**operands))
+
+
+def test_weights_of_4_bits(on_cuda):
+    operands = gemm_operands(70, 72, 80) | weight_operands_s4((72, 80))
+    assert_same_bits(ops.gemm_s8(**operands), reference.gemm_s8(**operands))
+    operands["weight_zero_point"][3] ^= 1  # another weight: not the one that was kept
+    assert_same_bits(ops.gemm_s8(**operands), reference.gemm_s8(**operands))
+    operands = conv_operands((2, 32, 7, 9, 72, 3, 2, 1, 2)) | weight_operands_s4((72, 32, 3, 3))
+    assert_same_bits(ops.conv2d_s8(**operands), reference.conv2d_s8(**operands))
+
+
+@pytest.mark.parametrize("out_dtype", [torch.float32, torch.float16], ids=str)
+def test_epilogues_of_cuda_alone(on_cuda, out_dtype):
+    operands = conv_operands((2, 48, 5, 6, 40, 3, 1, 1, 1))
+    residual = random_images(2, 40, 5, 6, out_dtype)
+    operands.update(out_dtype=out_dtype, residual=residual, out_qparams=random_qparams(2))
+    halves = [
+        half.contiguous(memory_format=torch.channels_last)
+        for half in operands.pop("x").split((16, 32), dim=1)
+    ]
+    operands.update(x=halves[0], x2=halves[1], return_quantized=True)
+    pairs = zip(ops.conv2d_s8(**operands), reference.conv2d_s8(**operands), strict=True)
+    for actual, expected in pairs:
+        assert_same_bits(actual, expected)
+        assert actual.is_contiguous(memory_format=torch.channels_last)
+    operands = gemm_operands(6, 16, 64) | {"activation": "geglu", "out_dtype": torch.uint8}
+    operands["out_qparams"] = random_qparams(1)
+    assert_quantized_close(ops.gemm_s8(**operands), reference.gemm_s8(**operands))
+
+
+def test_geglu_has_no_residual(on_cuda):
+    operands = gemm_operands(6, 16, 64) | {"activation": "geglu", "residual": torch.randn(6, 8)}
+    with pytest.raises(
+        ValueError, match="without residual, and n a multiple of 4; got n=16, resid"
+    ):
+        ops.gemm_s8(**operands)
+    operands = conv_operands((1, 16, 3, 3, 8, 1, 1, 0, 1)) | {"activation": "geglu"}
+    with pytest.raises(ValueError, match="conv2d_s8: activation='geglu' is for gemm_s8"):
+        ops.conv2d_s8(**operands)
+
+
+def test_sources_must_match(on_cuda):
+    operands = conv_operands((1, 16, 3, 3, 8, 1, 1, 0, 1)) | {"x2": random_images(1, 16, 3, 4)}
+    with pytest.raises(ValueError, match=r"x2 \(1, 16, 3, 4\) does not match x \(1, 16, 3, 3\)"):
+        ops.conv2d_s8(**operands)
 
 
 def test_activations(on_cuda):
@@ -64,6 +122,36 @@ def test_activations(on_cuda):
     assert_quantized_close(ops.geglu_quantize(x, qparams=qparams)[0], expected)
     rows = torch.tensor([5, 0])
     assert_same_bits(ops.temporal_gather(x, rows), x[rows])
+    table = quantized_table_operands(4, [5, 0, 3], [3, 0, 3])
+    assert_same_bits(ops.temporal_gather(**table), reference.temporal_gather(**table))
+    half = torch.randn(6, 64).half()
+    assert_same_bits(ops.quantize(half)[0], reference.quantize(half)[0])
+
+
+# Ranges that are dynamic, and static ones of rows; weights of 8 and 4 bits; a uint8 table of features.
+@pytest.mark.parametrize(
+    "name, config",
+    [
+        ("attention", {}),
+        ("cross", {"weights": "int4"}),
+        ("attention", {"temporal": "fold"}),
+        ("attention", {"temporal": "cache"}),
+    ],
+    ids=str,
+)
+def test_converted_unets_run_on_the_cuda_kernels(request, name, config):
+    unets = pytest.importorskip("unets")
+    sizes = {"sample_size": 8, **({"cross_attention_dim": 32} if name == "cross" else {})}
+    unet = unets.build(name, **sizes)
+    steps = {"scheduler": DDIMScheduler(), "num_inference_steps": 2} if "temporal" in config else {}
+    tfq.convert(unet, tfq.TfqConfig(precision="uniform", **config), **steps)
+    kwargs = unets.inputs(unet, (1, 501))
+    expected = unets.run(unet, kwargs)
+    native = request.getfixturevalue("on_cuda")
+    native.reset_counters()
+    actual = unets.run(unet, kwargs)
+    assert native.counters()["launches"] >= 50
+    assert_signal_to_noise(actual, expected, MIN_BACKEND_SNR[torch.float32])
 
 
 def test_weight_is_laid_out_once_until_it_changes(on_cuda, monkeypatch):

@@ -9,26 +9,19 @@ import itertools
 import pytest
 import simt_native
 import torch
-from operands import conv_operands, gemm_operands, random_images, random_qparams, strided_rows
+from operands import (
+    conv_operands,
+    gemm_operands,
+    random_qparams,
+    weight_operands_s4,
+)
+from simt_cases import CONVS, FLOATS, TILES, check_epilogue, epilogues
 from tolerance import assert_quantized_close, assert_same_bits
 
 from tfq import reference
 from tfq.ops import _cuda
 
 pytestmark = pytest.mark.usefixtures("default_schedule")
-FLOATS = (torch.float32, torch.bfloat16, torch.float16)
-TILES = ("128x160x64_w2x2", "128x160x64_w4x2", "128x128x64_w2x2", "64x160x64_w2x2", "64x64x64_w2x2")
-# Batch, channels, height, width, out channels, kernel, stride, padding, upsample.
-CONVS = [
-    (2, 32, 7, 9, 72, 3, 1, 1, 1),
-    (1, 16, 8, 8, 40, 3, 2, 1, 1),
-    (1, 48, 8, 7, 40, 3, 2, (0, 1, 0, 1), 1),  # DDPM's downsampling: right and bottom alone
-    (2, 64, 5, 5, 168, 1, 1, 0, 1),
-    (3, 32, 4, 5, 40, 3, 1, 1, 2),
-    (1, 16, 3, 3, 24, 5, 1, 2, 1),
-    (2, 16, 1, 1, 8, 3, 1, (4, 0, 0, 4), 1),
-    (1, 32, 6, 6, 32, (1, 3), (1, 2), (0, 1), 1),
-]
 
 
 @pytest.fixture(scope="module")
@@ -96,111 +89,63 @@ def test_ragged_gemm(simt, tile, m, n, k):
     assert_same_bits(simt.gemm_s8(**operands, tile=tile), reference.gemm_s8(**operands))
 
 
-def epilogues():
-    """Every kind of output, residual, activation, bias and temporal table, pairwise and more."""
-    outputs = [*FLOATS, torch.uint8, "both"]
-    for out, residual in itertools.product(outputs, [None, *FLOATS]):
-        for groups, samples in [(1, 0), (1, 1), (3, 3), (6, 2)]:
-            yield out, residual, groups, samples
-
-
-def with_epilogue(operands, rows, n, epilogue):
-    out, residual, groups, samples = epilogue
-    operands["qparams"] = random_qparams(groups)
-    operands["out_dtype"] = torch.bfloat16 if out == "both" else out
-    if out in ("both", torch.uint8):
-        operands["out_qparams"] = strided_rows(random_qparams(groups))
-    if residual is not None:
-        operands["residual"] = torch.randn(rows, n).to(residual)
-    if samples:
-        operands["temporal"] = strided_rows(torch.randn(samples, n))
-    else:
-        operands["bias"] = None
-    return operands
-
-
-def expect(operands):
-    """The reference's outputs: the one asked for, and the uint8 one where parameters are given."""
-    first = reference.gemm_s8(**operands)
-    if operands.get("out_qparams") is None:
-        return first, None
-    return first, reference.gemm_s8(**{**operands, "out_dtype": torch.uint8})
-
-
 @pytest.mark.parametrize("tile", TILES)
 def test_every_epilogue(simt, tile):
-    rows, n = 78, 168
-    for epilogue in epilogues():
-        operands = with_epilogue(gemm_operands(rows, n, 48), rows, n, epilogue)
-        second = torch.empty((rows, n), dtype=torch.uint8) if epilogue[0] == "both" else None
-        expected, expected_second = expect(operands)
-        actual = simt.gemm_s8(**operands, quantized_out=second, tile=tile)
-        assert_same_bits(actual, expected, str(epilogue))
-        if second is not None:
-            assert_same_bits(second, expected_second, str(epilogue))
+    for epilogue in epilogues(groups_samples=[(1, 0), (1, 1), (3, 3), (6, 2)]):
+        check_epilogue(simt, gemm_operands(78, 168, 48), epilogue, tile)
 
 
 @pytest.mark.parametrize("tile", TILES)
-def test_conv_epilogue(simt, tile):
-    operands = conv_operands(CONVS[0])
-    operands["residual"] = random_images(2, 72, 7, 9, torch.bfloat16)
-    operands["temporal"] = torch.randn(2, 72)
-    operands.update(out_dtype=torch.uint8, out_qparams=random_qparams(2))
-    assert_same_bits(simt.conv2d_s8(**operands, tile=tile), reference.conv2d_s8(**operands))
+def test_every_conv_epilogue(simt, tile):
+    for epilogue in epilogues(groups_samples=[(1, 0), (2, 1), (1, 2)]):
+        check_epilogue(simt, conv_operands((2, 32, 5, 7, 40, 3, 1, 1, 1)), epilogue, tile)
 
 
 @pytest.mark.parametrize("tile", TILES)
 def test_temporal_rows_are_read_on_the_device(simt, tile):
     operands = gemm_operands(90, 72, 64)
-    table, rows = torch.randn(5, 72), torch.tensor([4, 0, 4])
-    actual = simt.gemm_s8(**operands, temporal=table, temporal_rows=rows, tile=tile)
-    assert_same_bits(actual, reference.gemm_s8(**operands, temporal=table[rows]))
+    operands.update(temporal=torch.randn(5, 72), temporal_rows=torch.tensor([4, 0, 4]))
+    assert_same_bits(simt.gemm_s8(**operands, tile=tile), reference.gemm_s8(**operands))
+    operands["temporal_rows"] = torch.tensor([4, 5, -1])  # the last two are not in the table
+    actual = simt.gemm_s8(**operands, tile=tile).view(3, 30, 72)
+    assert bool(actual[1:].isnan().all()) and not bool(actual[0].isnan().any())
 
 
 @pytest.mark.parametrize("tile", TILES)
-def test_silu(simt, tile):
-    operands = gemm_operands(70, 72, 64)
-    operands["out_qparams"] = random_qparams(1)
-    linear = reference.gemm_s8(**{**operands, "out_qparams": None})
-    expected, _ = reference.quantize(
-        torch.nn.functional.silu(linear.double()).float(), operands["out_qparams"]
-    )
-    actual = simt.gemm_s8(**operands, out_dtype=torch.uint8, activation="silu", tile=tile)
-    assert_quantized_close(actual, expected)
-
-
-def interleave(halves):
-    """Rows of ``[value | gate]`` in the order GEGLU's epilogue wants: two values, their two gates."""
-    value, gate = (half.unflatten(0, (-1, 2)) for half in halves.chunk(2))
-    return torch.stack([value, gate], 1).flatten(0, 2)
+@pytest.mark.parametrize("function", ["gemm_s8", "conv2d_s8"])
+def test_silu(simt, tile, function):
+    if function == "gemm_s8":
+        operands = gemm_operands(70, 72, 64)
+    else:
+        operands = conv_operands(CONVS[0], groups=1)
+    operands.update(activation="silu", out_dtype=torch.uint8, out_qparams=random_qparams(1))
+    actual = getattr(simt, function)(**operands, tile=tile)
+    assert_quantized_close(actual, getattr(reference, function)(**operands))
 
 
 @pytest.mark.parametrize("tile", TILES)
 def test_geglu(simt, tile):
-    rows, n, k = 70, 176, 64
-    operands = gemm_operands(rows, n, k)
+    operands = gemm_operands(70, 176, 64)
     # Gates that reach from where gelu vanishes to where it is the identity.
     operands["weight_scale"] *= 0.2
-    q = random_qparams(1)
-    projected = reference.gemm_s8(**operands)
-    expected, _ = reference.geglu_quantize(projected, qparams=q)
-    weight = reference.unpack_weight(operands["weight"], (n, k))
-    packed, weight_sum = reference.pack_weight(interleave(weight))
-    interleaved = {
-        **operands,
-        "weight": packed,
-        "weight_sum": weight_sum,
-        "weight_scale": interleave(operands["weight_scale"]),
-        "bias": interleave(operands["bias"]),
-    }
+    operands.update(activation="geglu", out_qparams=random_qparams(1), out_dtype=torch.uint8)
+    expected = reference.gemm_s8(**operands)
     for out_dtype in (torch.uint8, *FLOATS):
-        second = torch.empty((rows, n // 2), dtype=torch.uint8)
-        both = out_dtype is not torch.uint8
-        actual = simt.gemm_s8(
-            **interleaved, out_dtype=out_dtype, out_qparams=q, activation="geglu", tile=tile,
-            quantized_out=second if both else None,
-        )  # fmt: skip
-        assert_quantized_close(second if both else actual, expected, str(out_dtype))
+        second = torch.empty((70, 88), dtype=torch.uint8) if out_dtype != torch.uint8 else None
+        operands["out_dtype"] = out_dtype
+        actual = simt.gemm_s8(**operands, tile=tile, quantized_out=second)
+        assert_quantized_close(actual if second is None else second, expected, str(out_dtype))
+
+
+def test_interleaved_geglu_is_geglu_of_the_projection():
+    operands = gemm_operands(6, 16, 32)
+    expected, qparams = reference.geglu_quantize(reference.gemm_s8(**operands))
+    weight = reference.interleave_geglu(reference.unpack_weight(operands["weight"], (16, 32)))
+    operands["weight"], operands["weight_sum"] = reference.pack_weight(weight)
+    for name in ("weight_scale", "bias"):
+        operands[name] = reference.interleave_geglu(operands[name])
+    y = reference.gemm_s8(**operands, activation="geglu")
+    assert_same_bits(reference.quantize(y, qparams)[0], expected)
 
 
 @pytest.mark.parametrize("tile", TILES)
@@ -248,6 +193,15 @@ def test_shared_memory_is_read_without_bank_conflicts(simt):
         assert counters["ldmatrix_phases"] > 0 and counters["ldmatrix_conflicts"] == 0
 
 
+def test_expanded_weights_of_4_bits():
+    for n, k in ((40, 48), (8, 128)):
+        operands = gemm_operands(1, n, k) | weight_operands_s4((n, k))
+        packed, zero_point = operands["weight"], operands["weight_zero_point"]
+        q = reference.unpack_weight_s4(packed, (n, k)).short() - zero_point[:, None]
+        as_int8 = reference.pack_weight(q.to(torch.int8))[0]
+        assert_same_bits(_cuda.device_weight(packed, zero_point), _cuda.device_weight(as_int8))
+
+
 def test_device_weight_layout():
     weight = torch.arange(40).view(40, 1).to(torch.int8) * torch.ones(1, 3, dtype=torch.int8)
     device = _cuda.device_weight(reference.pack_weight(weight)[0])
@@ -269,12 +223,16 @@ class TestErrors:
             simt.gemm_s8(**gemm_operands(4, 8, 24))
 
     def test_width(self, simt):
-        with pytest.raises(ValueError, match="gemm_s8: n must be a multiple of 8, got 12"):
+        declined = ", ".join(TILES)
+        with pytest.raises(
+            ValueError, match=f"gemm_s8: n must be a multiple of 8, got 12; declined by {declined}$"
+        ):
             simt.gemm_s8(**gemm_operands(4, 12, 16))
 
     def test_channels(self, simt):
         with pytest.raises(
-            ValueError, match="need channels that are multiples of 16, got 24 and 0"
+            ValueError,
+            match="need channels that are multiples of 16, got 24 and 0; declined by 128x160",
         ):
             simt.conv2d_s8(**conv_operands((1, 24, 4, 4, 8, 3, 1, 1, 1)))
 
@@ -285,7 +243,10 @@ class TestErrors:
             simt.gemm_s8(**operands)
         operands = gemm_operands(4, 8, 16)
         operands["bias"] = torch.empty(9)[1:]
-        with pytest.raises(ValueError, match="gemm_s8: bias must begin at a multiple of 16 bytes"):
+        with pytest.raises(
+            ValueError,
+            match="gemm_s8: bias must begin at a multiple of 16 bytes, got address 0x.*; declined by 128",
+        ):
             simt.gemm_s8(**operands)
 
     def test_old_device_declines_every_tile(self, simt):

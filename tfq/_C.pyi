@@ -106,8 +106,8 @@ def temporal_gather_dequantize(
 class CudaError(RuntimeError): ...
 
 # CUDA: the functions above on device memory, with (device index, stream) last. Those of products take
-# `options` before it: (activation, temporal_rows, quantized_out, workspace, workspace_size, tile,
-# splits), see struct ProductOptions in csrc/cuda/cuda.h.
+# `options` before it: (workspace, workspace_size, tile, splits), see struct ProductOptions in
+# csrc/cuda/cuda.h.
 def cuda_gemm_s8(
     x: int, m: int, n: int, k: int, weight: int, epilogue: tuple, options: tuple, launch: tuple, /
 ) -> None: ...
@@ -179,13 +179,18 @@ def cuda_geglu_quantize(
     /,
 ) -> None: ...
 def cuda_temporal_gather(
+    table: int, table_rows: int, width: int, rows: int, count: int, out: int, launch: tuple, /
+) -> None: ...
+def cuda_temporal_gather_dequantize(
     table: int,
     table_rows: int,
     width: int,
+    qparams: int,
+    offsets: int,
+    features: int,
     rows: int,
     count: int,
     out: int,
-    quantized: tuple,
     launch: tuple,
     /,
 ) -> None: ...

@@ -1,10 +1,12 @@
 """INT8 diffusion UNets on native kernels, with their temporal features intact.
 
 ``tfq.convert(unet)`` converts a diffusers UNet in place; ``tfq.report(unet)`` says what runs how;
-``tfq.ops`` has the kernels.
+``tfq.ops`` has the kernels, which need torch alone: without diffusers installed, the functions that take
+a model raise ImportError.
 """
 
 import importlib.machinery
+import importlib.util
 import pathlib
 import sys
 
@@ -31,11 +33,15 @@ from tfq._ext import CudaError  # noqa: E402
 from tfq._version import __version__  # noqa: E402
 from tfq.comparison import Comparison, compare  # noqa: E402
 from tfq.config import TfqConfig  # noqa: E402
-from tfq.conversion import convert  # noqa: E402
 from tfq.environment import info  # noqa: E402
 from tfq.reporting import Report, report  # noqa: E402
-from tfq.saving import save  # noqa: E402
-from tfq.temporal import temporal_blocks  # noqa: E402
+
+if importlib.util.find_spec("diffusers") is not None:
+    from tfq.conversion import convert
+    from tfq.saving import save
+    from tfq.temporal import temporal_blocks
+else:
+    from tfq._without_diffusers import convert, save, temporal_blocks
 
 __all__ = [
     "Comparison",

@@ -1,10 +1,10 @@
 """What this build and this machine can do."""
 
+import importlib.metadata
 import os
 import pathlib
 import platform
 
-import diffusers
 import torch
 
 from tfq._ext import _C
@@ -37,7 +37,7 @@ def info():
         ``version``; ``isa`` (the level kernels run at, see TFQ_MAX_ISA), ``isa_levels`` (those this
         machine can run), ``cuda_archs`` (built in), ``kernels`` (family -> name of the kernel in use),
         ``threads``, ``cpu``, ``cores`` (this process may use), ``compiler`` and the versions of
-        ``python``, ``torch`` and ``diffusers``.
+        ``python``, ``torch`` and ``diffusers`` (None: not installed).
     """
     levels = ISA_LEVELS[: ISA_LEVELS.index(_C.detected_isa()) + 1]
     active = ISA_LEVELS.index(_C.isa())
@@ -54,5 +54,12 @@ def info():
         "compiler": _C.compiler(),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
+        "diffusers": _diffusers_version(),
     }
+
+
+def _diffusers_version():
+    try:
+        return importlib.metadata.version("diffusers")
+    except importlib.metadata.PackageNotFoundError:
+        return None

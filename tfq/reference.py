@@ -21,6 +21,7 @@ __all__ = [
     "geglu_quantize",
     "gemm_s8",
     "group_norm_silu_quantize",
+    "interleave_geglu",
     "layer_norm_quantize",
     "pack_weight",
     "pack_weight_s4",
@@ -31,6 +32,7 @@ __all__ = [
     "unpack_weight_s4",
 ]
 
+GEGLU_QUAD = 4  # channels: two values and their gates
 SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
 
 
@@ -228,26 +230,47 @@ def attention_s8(query, key, value, heads, *, scale=None, out_dtype=None):
     return out.transpose(1, 2).flatten(2).to(query.dtype if out_dtype is None else out_dtype)
 
 
+def interleave_geglu(halves):
+    """Rows ``[values | gates]`` in the order that ``gemm_s8(activation="geglu")`` takes.
+
+    Parameters
+    ----------
+    halves : Tensor
+        ``(n, ...)``: weights, scales or bias of a GEGLU projection, n a multiple of 4.
+
+    Returns
+    -------
+    Tensor
+        The same rows: two values, their two gates, the next two values, and so on.
+    """
+    if halves.dim() == 0 or halves.shape[0] % GEGLU_QUAD:
+        raise ValueError(
+            f"interleave_geglu: n must be a multiple of {GEGLU_QUAD}, got {tuple(halves.shape)}"
+        )
+    value, gate = (half.unflatten(0, (-1, 2)) for half in halves.chunk(2))
+    return torch.stack([value, gate], 1).flatten(0, 2)
+
+
 def gemm_s8(
-    x, qparams, weight, weight_scale, weight_sum, bias=None, *, temporal=None, residual=None,
-    out_dtype=torch.float32, out_qparams=None, weight_zero_point=None,
-):  # fmt: skip
+    x, qparams, weight, weight_scale, weight_sum, bias=None, *, weight_zero_point=None, **epilogue
+):
     """Linear layer on uint8 activations, see :func:`tfq.ops.gemm_s8`."""
     n, k = weight_scale.shape[0], x.shape[-1]
     rows = x.reshape(-1, k)
     acc = rows.double() @ _integer_weight(weight, weight_zero_point, (n, k)).T
     acc = acc - _per_row(qparams[:, 2:], len(rows)).double() * weight_sum
-    out = _epilogue(acc, qparams, weight_scale, bias, temporal, residual, out_dtype, out_qparams)
-    return out.view(*x.shape[:-1], n)
+    return _epilogue(
+        acc, qparams, weight_scale, bias, lambda y: y.view(*x.shape[:-1], y.shape[1]), **epilogue
+    )
 
 
 def conv2d_s8(
     x, qparams, weight, weight_scale, weight_sum, bias=None, *, kernel_size, stride=1, padding=0,
-    upsample=1, temporal=None, residual=None, out_dtype=torch.float32, out_qparams=None,
-    weight_zero_point=None,
+    upsample=1, weight_zero_point=None, x2=None, residual=None, **epilogue,
 ):  # fmt: skip
     """2-D convolution on uint8 images, see :func:`tfq.ops.conv2d_s8`."""
     kernel, stride, (top, bottom, left, right) = normalize_padding(kernel_size, stride, padding)
+    x = x if x2 is None else torch.cat([x, x2], dim=1)
     n, channels = weight_scale.shape[0], x.shape[1]
     centred = x.double() - qparams[:, 2].double().view(-1, 1, 1, 1)
     centred = centred.repeat_interleave(upsample, 2).repeat_interleave(upsample, 3)
@@ -256,32 +279,39 @@ def conv2d_s8(
     images = F.conv2d(centred, kernels, stride=stride).permute(0, 2, 3, 1)
     if residual is not None:
         residual = _channels_last(residual)
-    out = _epilogue(
-        images.reshape(-1, n),
-        qparams,
-        weight_scale,
-        bias,
-        temporal,
-        residual,
-        out_dtype,
-        out_qparams,
-    )
-    return _channels_first(out.view(images.shape))
+    return _epilogue(
+        images.reshape(-1, n), qparams, weight_scale, bias,
+        lambda y: _channels_first(y.view(images.shape)), residual=residual, **epilogue,
+    )  # fmt: skip
 
 
-def _epilogue(acc, qparams, weight_scale, bias, temporal, residual, out_dtype, out_qparams):
-    """Apply what follows the integer product `acc`, float64 (rows, n) without zero-points."""
+def _epilogue(
+    acc, qparams, weight_scale, bias, shaped, *, temporal=None, residual=None,
+    out_dtype=torch.float32, out_qparams=None, temporal_rows=None, activation=None,
+    return_quantized=False,
+):  # fmt: skip
+    """Apply what follows the integer product `acc`, float64 (rows, n) without zero-points.
+
+    `shaped` gives the rows of the result their final shape.
+    """
     rows = acc.shape[0]
     scale = _per_row(qparams[:, :1], rows) * weight_scale
     offset = torch.zeros_like(weight_scale) if bias is None else bias
     if temporal is not None:
+        temporal = temporal if temporal_rows is None else temporal[temporal_rows]
         offset = offset + _per_row(temporal, rows)
     y = _fma(acc.float(), scale, offset)
     if residual is not None:
         y = y + residual.reshape(y.shape).float()
-    if out_dtype is torch.uint8:
-        return _quantize_values(y, _per_row(out_qparams, rows))
-    return y.to(out_dtype)
+    if activation == "silu":
+        y = F.silu(y.double()).float()
+    elif activation == "geglu":
+        value, gate = y.double().unflatten(1, (-1, 2, 2)).unbind(2)
+        y = (value * F.gelu(gate)).float().flatten(1)
+    if out_dtype is not torch.uint8 and not return_quantized:
+        return shaped(y.to(out_dtype))
+    quantized = shaped(_quantize_values(y, _per_row(out_qparams, rows)))
+    return (shaped(y.to(out_dtype)), quantized) if return_quantized else quantized
 
 
 def _fma(a, b, c):

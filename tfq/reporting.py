@@ -5,6 +5,7 @@ import pathlib
 
 from tfq import heat_maps, page
 from tfq import nn as quantized
+from tfq.adapters import base_modules
 from tfq.quantizer import QPARAMS_WIDTH
 from tfq.ranges import range_ends
 
@@ -19,7 +20,7 @@ class Report:
         self._values, self._comparison, self._ranges = values, comparison, ranges
 
     def to_dict(self):
-        """``{native_mac_share, weight_bytes, layers, temporal}``, JSON-serialisable.
+        """``{native_mac_share, weight_bytes, layers, temporal, unfused}``, JSON-serialisable.
 
         ``layers`` is a list of ``{name, type, path, reason, macs, weight_bits, range, error}``: path is
         the kernel family that runs the layer ("conv2d_s8", "gemm_s8", "reference" or "torch"), reason
@@ -31,6 +32,8 @@ class Report:
         ``temporal`` is ``{mode, mean_error, max_error, chosen_tib_share, maps}``: relative L2 error of the
         temporal features to the float model's; of "select" the share of (timestep, block) that took the
         quantized block; maps by timestep and block of the errors and of tau, or None after loading.
+        ``unfused`` has the names of the blocks that run child by child, because a hook or an adapter was
+        put on a child, or another processor on an attention.
         With a comparison there is ``comparison``, its :meth:`tfq.Comparison.to_dict`.
         """
         if self._comparison is None:
@@ -54,11 +57,13 @@ class Report:
 
     def _summary(self):
         values, temporal = self._values, self._values["temporal"]
+        unfused = f"\n{len(values['unfused'])} blocks run unfused" if values["unfused"] else ""
         native = sum(layer["path"] != "torch" for layer in values["layers"])
         return (
             f"native multiply-adds {100 * values['native_mac_share']:.2f} %, {native} of "
             f"{len(values['layers'])} layers, {values['weight_bytes'] / 1e6:.2f} MB; temporal "
             f"{temporal['mode']}, error mean {temporal['mean_error']:.3g} max {temporal['max_error']:.3g}"
+            f"{unfused}"
         )
 
     def _rows(self):
@@ -141,7 +146,7 @@ def report(unet, *, comparison=None):
         raise TypeError(
             f"report: needs a model converted by tfq.convert, got a {type(unet).__name__}"
         )
-    modules = dict(unet.named_modules())
+    modules = base_modules(unet)
     moved = _moved_layers(unet, [plan.name for plan in conversion.plans])
     layers = [
         _layer(modules.get(moved.get(plan.name, plan.name)), plan) for plan in conversion.plans
@@ -154,6 +159,11 @@ def report(unet, *, comparison=None):
             "weight_bytes": weight_bytes(unet),
             "layers": layers,
             "temporal": {"mode": conversion.config.temporal, **conversion.temporal.summary()},
+            "unfused": [
+                name
+                for name, module in unet.named_modules()
+                if hasattr(module, "is_fused") and not module.is_fused()
+            ],
         },
         comparison,
         _ranges(
@@ -195,15 +205,10 @@ def _moved_layers(unet, names):
     block = "time_embedding.tib"
     if source is not None and source.replaces_float:
         block = "time_embedding.source" + (".tib" if hasattr(source, "tib") else ".block.tib")
-    wrapped = {
-        "time_embedding": f"{block}.embedding",
-        "class_embedding": "class_embedding.module",
-        "add_embedding": "add_embedding.module",
-    }
     for name in names:
         parent, _, child = name.partition(".")
-        if parent in wrapped:
-            moved[name] = f"{wrapped[parent]}.{child}"
+        if parent == "time_embedding":
+            moved[name] = f"{block}.embedding.{child}"
     for index, (name, _) in enumerate(embedding.slots):
         moved[f"{name}.time_emb_proj"] = f"{block}.projections.{index}"
     return moved

@@ -17,6 +17,7 @@ from torch import nn
 
 from tfq._ext import _C
 from tfq._version import __version__
+from tfq.adapters import base_modules
 from tfq.config import QuantMethod, TfqConfig
 from tfq.features import FeatureCache, QuantizedTIB, SelectedFeatures
 from tfq.lowering import Lowering, Undo
@@ -146,7 +147,7 @@ def build_skeleton(model, conversion):
     ValueError
         If `conversion` is of another model.
     """
-    modules = dict(model.named_modules())
+    modules = base_modules(model)
     for plan in conversion.plans:
         found = type(modules.get(plan.name)).__name__
         if found != plan.type:

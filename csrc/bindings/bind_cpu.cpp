@@ -25,10 +25,17 @@ DType cpu_dtype(int32_t code) {
   return static_cast<DType>(code);
 }
 
-Epilogue cpu_epilogue(const py::tuple& t) {
+// Of an output of `rows` rows. A kernel could not raise for a row outside the temporal table.
+Epilogue cpu_epilogue(const char* operation, const py::tuple& t, int64_t rows) {
   const Epilogue e = epilogue_of(t);
   cpu_dtype(static_cast<int32_t>(e.residual_dtype));
   cpu_dtype(static_cast<int32_t>(e.out_dtype));
+  TFQ_CHECK(e.activation != Activation::kGeglu, operation, ": the CPU has no kernel for GEGLU");
+  if (!e.temporal_rows) return e;
+  for (int64_t i = 0; i * e.rows_per_sample < rows; ++i)
+    TFQ_CHECK(e.temporal_rows[i] >= 0 && e.temporal_rows[i] < e.temporal_table_rows, operation,
+              ": temporal_rows must be in [0, ", e.temporal_table_rows, "), got temporal_rows[", i,
+              "] = ", e.temporal_rows[i]);
   return e;
 }
 
@@ -41,18 +48,19 @@ void gemm_s8(Address x, int64_t m, int64_t n, int64_t k, Address weight, Address
                       n,
                       k,
                       {pointer<const void>(weight), pointer<const uint8_t>(weight_zero_point)},
-                      cpu_epilogue(epilogue)};
+                      cpu_epilogue("gemm_s8", epilogue, m)};
   py::gil_scoped_release release;
   cpu::gemm_s8(args);
 }
 
 void conv2d_s8(Address x, const py::tuple& geometry, Address weight, Address weight_zero_point,
                const py::tuple& epilogue) {
+  const ConvGeometry g = geometry_of(geometry);
   const ConvArgs args{
       pointer<const uint8_t>(x),
-      geometry_of(geometry),
+      g,
       {pointer<const void>(weight), pointer<const uint8_t>(weight_zero_point)},
-      cpu_epilogue(epilogue)};
+      cpu_epilogue("conv2d_s8", epilogue, g.batch * g.out_h * g.out_w)};
   py::gil_scoped_release release;
   cpu::conv2d_s8(args);
 }
@@ -131,17 +139,8 @@ void temporal_gather(Address table, int64_t table_rows, int64_t width, Address r
 void temporal_gather_dequantize(Address table, int64_t table_rows, int64_t width, Address qparams,
                                 Address offsets, int64_t features, Address rows, int64_t count,
                                 Address out) {
-  check_sizes("temporal_gather", {table_rows, width, features, count});
-  check_not_null("temporal_gather", {offsets});
-  const TemporalDequantizeArgs args{pointer<const uint8_t>(table),
-                                    table_rows,
-                                    width,
-                                    pointer<const float>(qparams),
-                                    pointer<const int64_t>(offsets),
-                                    features,
-                                    pointer<const int64_t>(rows),
-                                    count,
-                                    pointer<float>(out)};
+  const TemporalDequantizeArgs args = gather_dequantize_args(
+      table, table_rows, width, qparams, offsets, features, rows, count, out);
   py::gil_scoped_release release;
   cpu::temporal_gather_dequantize(args);
 }

@@ -19,18 +19,11 @@ cuda::Launch launch_of(const py::tuple& t) {
   return {t[0].cast<int>(), pointer<void>(t[1].cast<Address>())};
 }
 
-// (activation, temporal_rows, quantized_out, workspace, workspace_size, tile, splits)
+// (workspace, workspace_size, tile, splits)
 cuda::ProductOptions options_of(const py::tuple& t) {
-  TFQ_CHECK(t.size() == 7, "options must have 7 entries, got ", t.size());
-  const auto activation = t[0].cast<int32_t>();
-  TFQ_CHECK(activation >= 0 && activation <= 2, "activation must be 0, 1 or 2, got ", activation);
-  return {static_cast<cuda::Activation>(activation),
-          pointer<const int64_t>(t[1].cast<Address>()),
-          pointer<uint8_t>(t[2].cast<Address>()),
-          pointer<int32_t>(t[3].cast<Address>()),
-          t[4].cast<int64_t>(),
-          t[5].cast<int>(),
-          t[6].cast<int>()};
+  TFQ_CHECK(t.size() == 4, "options must have 4 entries, got ", t.size());
+  return {pointer<int32_t>(t[0].cast<Address>()), t[1].cast<int64_t>(), t[2].cast<int>(),
+          t[3].cast<int>()};
 }
 
 void gemm_s8(Address x, int64_t m, int64_t n, int64_t k, Address weight, const py::tuple& epilogue,
@@ -94,17 +87,18 @@ void geglu_quantize(Address x, int32_t x_dtype, int64_t rows, int64_t channels,
                        launch_of(launch));
 }
 
-// quantized: (table, parameters, feature_of_column, features), read where `table` is 0.
 void temporal_gather(Address table, int64_t table_rows, int64_t width, Address rows, int64_t count,
-                     Address out, const py::tuple& quantized, const py::tuple& launch) {
-  TFQ_CHECK(quantized.size() == 4, "temporal_gather: quantized must have 4 entries, got ",
-            quantized.size());
+                     Address out, const py::tuple& launch) {
   cuda::temporal_gather(gather_args(table, table_rows, width, rows, count, out),
-                        {pointer<const uint8_t>(quantized[0].cast<Address>()),
-                         pointer<const float>(quantized[1].cast<Address>()),
-                         pointer<const int32_t>(quantized[2].cast<Address>()),
-                         quantized[3].cast<int64_t>()},
                         launch_of(launch));
+}
+
+void temporal_gather_dequantize(Address table, int64_t table_rows, int64_t width, Address qparams,
+                                Address offsets, int64_t features, Address rows, int64_t count,
+                                Address out, const py::tuple& launch) {
+  cuda::temporal_gather_dequantize(gather_dequantize_args(table, table_rows, width, qparams,
+                                                          offsets, features, rows, count, out),
+                                   launch_of(launch));
 }
 
 // The choice for a product, from facts about a device that need not be there: (tile name, splits,
@@ -158,6 +152,7 @@ void bind_cuda(py::module_& module) {
   module.def("cuda_layer_norm_quantize", layer_norm_quantize);
   module.def("cuda_geglu_quantize", geglu_quantize);
   module.def("cuda_temporal_gather", temporal_gather);
+  module.def("cuda_temporal_gather_dequantize", temporal_gather_dequantize);
   module.def("cuda_image_workspace", cuda::image_workspace);
   module.def("cuda_tiles", tiles);
   module.def("cuda_choose_product", choose_product);

@@ -18,23 +18,29 @@ inline DType dtype_of(int32_t code) {
 }
 
 // (qparams, rows_per_group, weight_scale, weight_sum, bias, temporal, temporal_stride,
-// rows_per_sample, residual, residual_dtype, out, out_dtype, requant)
+// temporal_table_rows, temporal_rows, rows_per_sample, residual, residual_dtype, activation, out,
+// out_dtype, quantized_out, requant)
 inline Epilogue epilogue_of(const pybind11::tuple& t) {
-  TFQ_CHECK(t.size() == 13, "epilogue must have 13 entries, got ", t.size());
-  Epilogue e{};
-  e.input = qparams_of(t[0]);
-  e.rows_per_group = t[1].cast<int64_t>();
-  e.weight_scale = pointer<const float>(t[2].cast<Address>());
-  e.weight_sum = pointer<const int32_t>(t[3].cast<Address>());
-  e.bias = pointer<const float>(t[4].cast<Address>());
-  e.temporal = pointer<const float>(t[5].cast<Address>());
-  e.temporal_stride = t[6].cast<int64_t>();
-  e.rows_per_sample = t[7].cast<int64_t>();
-  e.residual = pointer<const void>(t[8].cast<Address>());
-  e.residual_dtype = dtype_of(t[9].cast<int32_t>());
-  e.out = pointer<void>(t[10].cast<Address>());
-  e.out_dtype = dtype_of(t[11].cast<int32_t>());
-  e.requant = qparams_of(t[12]);
+  TFQ_CHECK(t.size() == 17, "epilogue must have 17 entries, got ", t.size());
+  const auto activation = t[12].cast<int32_t>();
+  TFQ_CHECK(activation >= 0 && activation <= 2, "activation must be 0, 1 or 2, got ", activation);
+  const Epilogue e{qparams_of(t[0]),
+                   t[1].cast<int64_t>(),
+                   pointer<const float>(t[2].cast<Address>()),
+                   pointer<const int32_t>(t[3].cast<Address>()),
+                   pointer<const float>(t[4].cast<Address>()),
+                   pointer<const float>(t[5].cast<Address>()),
+                   t[6].cast<int64_t>(),
+                   t[7].cast<int64_t>(),
+                   pointer<const int64_t>(t[8].cast<Address>()),
+                   t[9].cast<int64_t>(),
+                   pointer<const void>(t[10].cast<Address>()),
+                   dtype_of(t[11].cast<int32_t>()),
+                   static_cast<Activation>(activation),
+                   pointer<void>(t[13].cast<Address>()),
+                   dtype_of(t[14].cast<int32_t>()),
+                   pointer<uint8_t>(t[15].cast<Address>()),
+                   qparams_of(t[16])};
   TFQ_CHECK(e.rows_per_group > 0 && e.rows_per_sample > 0,
             "epilogue: rows_per_group and rows_per_sample must be positive, got ", e.rows_per_group,
             " and ", e.rows_per_sample);
@@ -135,6 +141,17 @@ inline TemporalGatherArgs gather_args(Address table, int64_t table_rows, int64_t
   check_sizes("temporal_gather", {table_rows, width, count});
   return {pointer<const float>(table),  table_rows, width,
           pointer<const int64_t>(rows), count,      pointer<float>(out)};
+}
+
+inline TemporalDequantizeArgs gather_dequantize_args(Address table, int64_t table_rows,
+                                                     int64_t width, Address qparams,
+                                                     Address offsets, int64_t features,
+                                                     Address rows, int64_t count, Address out) {
+  check_sizes("temporal_gather", {table_rows, width, features, count});
+  check_not_null("temporal_gather", {offsets});
+  return {pointer<const uint8_t>(table),   table_rows, width,
+          pointer<const float>(qparams),   pointer<const int64_t>(offsets), features,
+          pointer<const int64_t>(rows),    count,      pointer<float>(out)};
 }
 
 }  // namespace tfq::bindings

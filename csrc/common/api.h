@@ -22,24 +22,33 @@ struct QParams {
 };
 constexpr int64_t kQParamsWidth = 3;
 
+// kGeglu: channels 4 * i + {0, 1} are value channels 2 * i + {0, 1} and 4 * i + {2, 3} their gates; the
+// output has n / 2 channels, value * gelu(gate), and there is no residual. CUDA only.
+enum class Activation : int32_t { kNone = 0, kSilu = 1, kGeglu = 2 };
+
 // What follows the integer product of a row and a column (DESIGN "Numerics"):
-//   y = fma(f32(acc - z[g] * weight_sum[c]), f32(s[g] * weight_scale[c]), f32(bias[c] +
-//   temporal[t][c])) y = y + residual[row][c];  then stored as float32 or bfloat16, or requantised
-//   to uint8.
+//   y = fma(f32(acc - z[g] * weight_sum[c]), f32(s[g] * weight_scale[c]),
+//           f32(bias[c] + temporal[t][c]))
+//   y = activation(y + residual[row][c]);  then stored as a float, requantised to uint8, or both.
 struct Epilogue {
   QParams input;              // (groups, 3) parameters of the uint8 operand
   int64_t rows_per_group;     // rows of the output per row of `input` and of `requant`
   const float* weight_scale;  // (n)
   const int32_t* weight_sum;  // (n)  sum over k of the integer weights
   const float* bias;          // (n) or null
-  const float* temporal;      // (samples, n) or null
-  int64_t temporal_stride;    // floats between consecutive samples
-  int64_t rows_per_sample;    // rows of the output per row of `temporal`
-  const void* residual;       // (m, n) or null
-  DType residual_dtype;       // float32 or bfloat16
-  void* out;                  // (m, n), dense
-  DType out_dtype;            // float32, bfloat16 or uint8
-  QParams requant;            // (groups, 3) parameters of a uint8 output
+  const float* temporal;      // (table_rows, n) or null
+  int64_t temporal_stride;    // floats between consecutive rows of it
+  int64_t temporal_table_rows;
+  const int64_t* temporal_rows;  // (samples) or null: row of `temporal` that each sample reads, else
+                                 // its own; on CUDA in device memory
+  int64_t rows_per_sample;       // rows of the output per sample
+  const void* residual;          // (m, n) or null
+  DType residual_dtype;          // float32 or bfloat16 (CUDA: or float16)
+  Activation activation;
+  void* out;               // (m, n), dense
+  DType out_dtype;         // float32, bfloat16 or uint8 (CUDA: or float16)
+  uint8_t* quantized_out;  // (m, n) or null: a second output, beside a float one
+  QParams requant;         // (groups, 3) parameters of a uint8 output
 };
 
 // Integer weights (n, k) in the layout of gemm_s8/packed_layout.h: int8, or 4-bit q in [0, 15] with

@@ -30,14 +30,13 @@ void conv2d_s8(const ConvArgs& args, const uint8_t* x2, int64_t channels2,
   const ConvGeometry& g = args.geometry;
   const ProductProblem problem = conv_problem(g, channels2, options.workspace_size);
   if (problem.m == 0 || problem.n == 0) return;
-  check_product("conv2d_s8", args.epilogue, options, problem.m, problem.n);
+  check_product("conv2d_s8", args.epilogue, problem.m, problem.n);
   const int64_t group_rows = args.epilogue.rows_per_group;
-  TFQ_CHECK(group_rows % (g.out_h * g.out_w) == 0 && options.activation != Activation::kGeglu,
+  TFQ_CHECK(group_rows % (g.out_h * g.out_w) == 0 && args.epilogue.activation != Activation::kGeglu,
             "conv2d_s8: a group must be whole images, and GEGLU is for gemm_s8; got ", group_rows,
             " rows per group for images of ", g.out_h, " x ", g.out_w);
-  TFQ_CHECK(reinterpret_cast<uintptr_t>(args.x) % kChunkBytes == 0 &&
-                reinterpret_cast<uintptr_t>(x2) % kChunkBytes == 0,
-            "conv2d_s8: x must begin at a multiple of 16 bytes (all tiles declined)");
+  check_aligned("conv2d_s8", "x", args.x);
+  check_aligned("conv2d_s8", "x2", x2);
   const ProductChoice choice = choose_product("conv2d_s8", problem, device_facts(launch.device),
                                               options.tile, options.splits);
   const Tile& tile = kTiles[choice.tile];

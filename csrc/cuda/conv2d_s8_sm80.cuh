@@ -71,7 +71,7 @@ class ImageLoader {
 
  private:
   TFQ_DEVICE void store_zero_point(uint32_t target, int image) const {
-    const QParams& input = args_.product.epilogue.base.input;
+    const QParams& input = args_.product.epilogue.input;
     const float z = input.data[image / args_.images_per_qparam * input.stride + 2];
     const uint32_t word = static_cast<uint32_t>(z) * 0x01010101u;
     *simt::shared_at<ptx::Vector4>(target) = {{word, word, word, word}};

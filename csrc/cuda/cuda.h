@@ -21,9 +21,6 @@ struct Launch {
 };
 
 struct ProductOptions {
-  Activation activation;
-  const int64_t* temporal_rows;  // see ProductEpilogue
-  uint8_t* quantized_out;
   int32_t* workspace;  // zeros, of this stream alone: split-K's sums and counters
   int64_t workspace_size;
   int tile, splits;  // -1 and 0: chosen
@@ -41,15 +38,8 @@ void group_norm_silu_quantize(const GroupNormArgs& args, float* workspace, const
 void layer_norm_quantize(const LayerNormArgs& args, const Launch& launch);
 void geglu_quantize(const GegluArgs& args, const Launch& launch);
 
-// Temporal features in uint8: feature f of row r is (q - z) * s with its own pair.
-struct QuantizedTable {
-  const uint8_t* table;      // (table_rows, width), used where TemporalGatherArgs::table is null
-  const float* parameters;   // (table_rows, features, 2): s, z
-  const int32_t* feature_of_column;  // (width), each in [0, features)
-  int64_t features;
-};
 // A row outside the table gives NaN.
-void temporal_gather(const TemporalGatherArgs& args, const QuantizedTable& quantized,
-                     const Launch& launch);
+void temporal_gather(const TemporalGatherArgs& args, const Launch& launch);
+void temporal_gather_dequantize(const TemporalDequantizeArgs& args, const Launch& launch);
 
 }  // namespace tfq::cuda

@@ -1,4 +1,4 @@
-// From int32 sums to the output: product_args.h states the formula, docs/numerics.md its bits.
+// From int32 sums to the output: api.h states the formula, docs/numerics.md its bits.
 //
 // A thread holds runs of eight (or four) neighbouring output channels of 2 * kPiecesM rows. If all
 // rows of the tile have one group and one sample, which is the rule, scale and offset of a run are
@@ -15,22 +15,24 @@ namespace tfq::cuda {
 struct RowFacts {
   float scale;           // s of the input's group
   int32_t zero_point;    // z of it
-  int32_t temporal_row;  // of the table
+  int32_t temporal_row;  // of the table; -1: none such, which gives NaN, for a kernel cannot raise
   float requant_r, requant_z;
 };
 
-TFQ_DEVICE RowFacts row_facts(const ProductEpilogue& e, int row) {
+TFQ_DEVICE RowFacts row_facts(const Epilogue& e, int row) {
   RowFacts facts{};
-  const int group = row / static_cast<int>(e.base.rows_per_group);
-  const float* input = e.base.input.data + group * e.base.input.stride;
+  const int group = row / static_cast<int>(e.rows_per_group);
+  const float* input = e.input.data + group * e.input.stride;
   facts.scale = input[0];
   facts.zero_point = static_cast<int32_t>(input[2]);
-  if (e.base.temporal) {
-    const int sample = row / static_cast<int>(e.base.rows_per_sample);
-    facts.temporal_row = e.temporal_rows ? static_cast<int32_t>(e.temporal_rows[sample]) : sample;
+  if (e.temporal) {
+    const int sample = row / static_cast<int>(e.rows_per_sample);
+    const int64_t temporal = e.temporal_rows ? e.temporal_rows[sample] : sample;
+    const bool exists = temporal >= 0 && temporal < e.temporal_table_rows;
+    facts.temporal_row = exists ? static_cast<int32_t>(temporal) : -1;
   }
-  if (e.base.requant.data) {
-    const float* requant = e.base.requant.data + group * e.base.requant.stride;
+  if (e.requant.data) {
+    const float* requant = e.requant.data + group * e.requant.stride;
     facts.requant_r = requant[1];
     facts.requant_z = requant[2];
   }
@@ -48,14 +50,16 @@ struct ChannelFacts {
     uint32_t weight_sum[Count];
     load_words(e.weight_sum + channel, weight_sum);
     if (e.bias) load_run(e.bias + channel, offset);
+    const bool exists = row.temporal_row >= 0;
     // Not as vectors: a slice of a wider row may begin anywhere.
-    const float* temporal = e.temporal + row.temporal_row * e.temporal_stride + channel;
+    const float* temporal =
+        e.temporal + (exists ? row.temporal_row : 0) * e.temporal_stride + channel;
 #pragma unroll
     for (int i = 0; i < Count; ++i) {
       scale[i] = row.scale * scale[i];
       zero[i] = row.zero_point * static_cast<int32_t>(weight_sum[i]);
       if (!e.bias) offset[i] = 0.0f;
-      if (e.temporal) offset[i] = offset[i] + temporal[i];
+      if (e.temporal) offset[i] = offset[i] + (exists ? temporal[i] : ptx::quiet_nan());
     }
   }
 };
@@ -63,9 +67,9 @@ struct ChannelFacts {
 template <int Count>
 TFQ_DEVICE void store_outputs(const GemmLaunch& args, const RowFacts& facts, int row, int channel,
                               int channels, const float (&y)[Count]) {
-  const Epilogue& e = args.epilogue.base;
+  const Epilogue& e = args.epilogue;
   const int64_t index = static_cast<int64_t>(row) * channels + channel;
-  uint8_t* quantized = args.epilogue.quantized_out;
+  uint8_t* quantized = e.quantized_out;
   if (e.out_dtype == DType::kUInt8) {
     quantized = static_cast<uint8_t*>(e.out);
   } else {
@@ -79,7 +83,7 @@ template <bool Geglu, int Count>
 TFQ_DEVICE void finish_run(const GemmLaunch& args, const RowFacts& facts,
                            const ChannelFacts<Count>& channels, int row, int channel,
                            const int32_t (&sums)[Count]) {
-  const Epilogue& e = args.epilogue.base;
+  const Epilogue& e = args.epilogue;
   float y[Count];
 #pragma unroll
   for (int i = 0; i < Count; ++i)
@@ -99,7 +103,7 @@ TFQ_DEVICE void finish_run(const GemmLaunch& args, const RowFacts& facts,
 #pragma unroll
       for (int i = 0; i < Count; ++i) y[i] = y[i] + residual[i];
     }
-    if (args.epilogue.activation == Activation::kSilu) {
+    if (e.activation == Activation::kSilu) {
 #pragma unroll
       for (int i = 0; i < Count; ++i) y[i] = silu(y[i]);
     }
@@ -119,14 +123,14 @@ TFQ_DEVICE void finish_channels(const GemmLaunch& args, const Accumulators<Shape
   if (channel >= args.n) return;
   const auto* facts = simt::shared_at<RowFacts>(0);
   ChannelFacts<Count> channels;
-  channels.combine(args.epilogue.base, facts[0], channel);
+  channels.combine(args.epilogue, facts[0], channel);
 #pragma unroll
   for (int i = 0; i < 2 * Shape::kPiecesM; ++i) {
     const int local = Shape::warp_row() + 8 * i + lane / 4;
     const int row = tile_row * Shape::kBlockM + local;
     if (row >= args.m + (simt::fault(simt::kFaultStoreBeyondRows) ? 1 : 0)) continue;
     const RowFacts row_facts = facts[local];
-    if (!uniform) channels.combine(args.epilogue.base, row_facts, channel);
+    if (!uniform) channels.combine(args.epilogue, row_facts, channel);
     int32_t sums[Count];
 #pragma unroll
     for (int c = 0; c < Count; ++c)
@@ -138,7 +142,7 @@ TFQ_DEVICE void finish_channels(const GemmLaunch& args, const Accumulators<Shape
 template <typename Shape, bool Geglu>
 TFQ_DEVICE void finish_tile(const GemmLaunch& args, const Accumulators<Shape>& acc, int tile_row,
                             int tile_column) {
-  const Epilogue& e = args.epilogue.base;
+  const Epilogue& e = args.epilogue;
   const int first = tile_row * Shape::kBlockM;
   const int last = (args.m < first + Shape::kBlockM ? args.m : first + Shape::kBlockM) - 1;
   const auto group_rows = static_cast<int>(e.rows_per_group);

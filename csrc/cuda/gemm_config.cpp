@@ -111,6 +111,12 @@ ProductChoice choose_product(const char* operation, const ProductProblem& proble
   return choice;
 }
 
+std::string declined_by_all_tiles() {
+  std::string text = "; declined by";
+  for (const Tile& tile : kTiles) text += message(&tile == kTiles ? " " : ", ", tile.name);
+  return text;
+}
+
 std::string describe(const ProductChoice& choice) {
   std::string text;
   for (const Candidate& c : choice.candidates)

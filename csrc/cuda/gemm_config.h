@@ -35,6 +35,9 @@ ProductChoice choose_product(const char* operation, const ProductProblem& proble
 // int32 values of workspace a candidate needs.
 int64_t split_workspace(const ProductProblem& problem, const Tile& tile, int splits);
 
+// The end of an error about operands that no tile can take: the names of the tiles.
+std::string declined_by_all_tiles();
+
 // One line a candidate, the best first.
 std::string describe(const ProductChoice& choice);
 

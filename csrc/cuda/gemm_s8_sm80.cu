@@ -30,9 +30,8 @@ static_assert(sizeof(kEntries) / sizeof(kEntries[0]) == kTileCount);
 
 void gemm_s8(const GemmArgs& args, const ProductOptions& options, const Launch& launch) {
   if (args.m == 0 || args.n == 0) return;
-  check_product("gemm_s8", args.epilogue, options, args.m, args.n);
-  TFQ_CHECK(reinterpret_cast<uintptr_t>(args.x) % kChunkBytes == 0,
-            "gemm_s8: x must begin at a multiple of 16 bytes (all tiles declined)");
+  check_product("gemm_s8", args.epilogue, args.m, args.n);
+  check_aligned("gemm_s8", "x", args.x);
   const ProductProblem problem{args.m, args.n, args.k, options.workspace_size};
   const ProductChoice choice = choose_product("gemm_s8", problem, device_facts(launch.device),
                                               options.tile, options.splits);
@@ -43,7 +42,7 @@ void gemm_s8(const GemmArgs& args, const ProductOptions& options, const Launch& 
   product.x = args.x;
   const Entry& entry = kEntries[choice.tile];
   const DeviceGuard guard(launch.device);
-  simt::launch(options.activation == Activation::kGeglu ? entry.geglu : entry.plain,
+  simt::launch(args.epilogue.activation == Activation::kGeglu ? entry.geglu : entry.plain,
                product_config(entry.name, problem, tile, choice.splits, launch.stream), product);
 }
 

@@ -6,8 +6,6 @@
 
 namespace tfq::cuda {
 
-enum class Activation : int32_t { kNone = 0, kSilu = 1, kGeglu = 2 };
-
 // The device layout of a weight matrix: rows of packed_depth(k) bytes, zero padded, in a permuted
 // order. Row 32 * g + 8 * j + 2 * t + e holds output channel 32 * g + 8 * t + 2 * j + e (j, t < 4;
 // e < 2), so that the accumulators of a thread are eight neighbouring channels.
@@ -18,20 +16,6 @@ static TFQ_HOST_DEVICE constexpr int64_t packed_rows(int64_t n) {
 }
 static TFQ_HOST_DEVICE constexpr int64_t packed_depth(int64_t k) { return (k + kBlockK - 1) / kBlockK * kBlockK; }
 
-// What follows the sums, in this order: api.h's Epilogue (scale, bias, temporal row, residual),
-// activation, then store as float, or as uint8 with `requant`, or both.
-//
-// kGeglu: packed output channels 4 * i + {0, 1} are value channels 2 * i + {0, 1} and 4 * i + {2, 3}
-// their gates; the output has n / 2 channels, value * gelu(gate). No residual then.
-struct ProductEpilogue {
-  Epilogue base;
-  Activation activation;
-  // (samples) or null: row of `temporal` each sample reads. In device memory, so that one captured
-  // graph serves all timesteps.
-  const int64_t* temporal_rows;
-  uint8_t* quantized_out;  // (m, n) or null: a second output
-};
-
 struct SplitK {
   int32_t count;
   int32_t* sums;      // (tiles, block_m * block_n), all zero before and after
@@ -39,7 +23,7 @@ struct SplitK {
 };
 
 // Runs of kRunChannels output channels are read and written as vectors: n is a multiple of it (for
-// kGeglu of twice it), and all operands but the quantisation parameters and the temporal table begin
+// GEGLU of twice it), and all operands but the quantisation parameters and the temporal table begin
 // at multiples of 16 bytes.
 constexpr int kRunChannels = 8;
 
@@ -48,7 +32,7 @@ struct GemmLaunch {
   const int8_t* weight;  // (packed_rows(n), packed_depth(k))
   int32_t m, n, k;
   SplitK split;
-  ProductEpilogue epilogue;
+  Epilogue epilogue;
 };
 
 struct ConvLaunch {
@@ -58,7 +42,7 @@ struct ConvLaunch {
   int32_t in_h, in_w, out_h, out_w;
   int32_t kernel_h, kernel_w, stride_h, stride_w, pad_top, pad_left;
   int32_t upsample_shift;     // 0, or 1 for nearest-neighbour enlargement
-  int32_t images_per_qparam;  // images that share a row of epilogue.base.input
+  int32_t images_per_qparam;  // images that share a row of epilogue.input
   GemmLaunch product;         // m = batch * out_h * out_w, k = kernel_h * kernel_w * channels; x unused
 };
 

@@ -8,25 +8,24 @@ namespace {
 
 constexpr uintptr_t kVectorBytes = 16;
 
+}  // namespace
+
 void check_aligned(const char* operation, const char* name, const void* address) {
   TFQ_CHECK(reinterpret_cast<uintptr_t>(address) % kVectorBytes == 0, operation, ": ", name,
             " must begin at a multiple of ", kVectorBytes, " bytes, got address ", address,
-            " (all tiles declined)");
+            declined_by_all_tiles());
 }
 
-}  // namespace
-
-void check_product(const char* operation, const Epilogue& e, const ProductOptions& options,
-                   int64_t m, int64_t n) {
-  const bool geglu = options.activation == Activation::kGeglu;
-  const bool requantizes = e.out_dtype == DType::kUInt8 || options.quantized_out;
+void check_product(const char* operation, const Epilogue& e, int64_t m, int64_t n) {
+  const bool geglu = e.activation == Activation::kGeglu;
+  const bool requantizes = e.out_dtype == DType::kUInt8 || e.quantized_out;
   TFQ_CHECK(m > 0 && n > 0, operation, ": m and n must be positive, got ", m, " and ", n);
   const int64_t run = geglu ? 2 * kRunChannels : kRunChannels;
   TFQ_CHECK(n % run == 0, operation, ": n must be a multiple of ", run, ", got ", n,
-            " (all tiles declined)");
+            declined_by_all_tiles());
   TFQ_CHECK(!geglu || !e.residual, operation, ": GEGLU cannot have a residual");
   TFQ_CHECK(!requantizes || e.requant.data, operation, ": a uint8 output needs its parameters");
-  TFQ_CHECK(!(e.out_dtype == DType::kUInt8 && options.quantized_out), operation,
+  TFQ_CHECK(!(e.out_dtype == DType::kUInt8 && e.quantized_out), operation,
             ": a second output needs a float first one");
   TFQ_CHECK(e.rows_per_group < (int64_t{1} << 31) && e.rows_per_sample < (int64_t{1} << 31),
             operation, ": rows per group and per sample must be below 2^31, got ",
@@ -36,7 +35,7 @@ void check_product(const char* operation, const Epilogue& e, const ProductOption
   check_aligned(operation, "bias", e.bias);
   check_aligned(operation, "residual", e.residual);
   check_aligned(operation, "out", e.out);
-  check_aligned(operation, "the second output", options.quantized_out);
+  check_aligned(operation, "the second output", e.quantized_out);
 }
 
 GemmLaunch product_launch(const Epilogue& e, const ProductOptions& options,
@@ -49,7 +48,7 @@ GemmLaunch product_launch(const Epilogue& e, const ProductOptions& options,
   launch.k = static_cast<int32_t>(problem.k);
   const int64_t tiles = ceil_div(problem.m, tile.block_m) * ceil_div(problem.n, tile.block_n);
   launch.split = {splits, options.workspace + tiles, options.workspace};
-  launch.epilogue = {e, options.activation, options.temporal_rows, options.quantized_out};
+  launch.epilogue = e;
   return launch;
 }
 

@@ -7,8 +7,8 @@
 namespace tfq::cuda {
 
 // Throws std::invalid_argument for operands that would make a kernel read or write out of place.
-void check_product(const char* operation, const Epilogue& epilogue, const ProductOptions& options,
-                   int64_t m, int64_t n);
+void check_product(const char* operation, const Epilogue& epilogue, int64_t m, int64_t n);
+void check_aligned(const char* operation, const char* name, const void* address);
 
 GemmLaunch product_launch(const Epilogue& epilogue, const ProductOptions& options,
                           const ProductProblem& problem, const int8_t* weight, const Tile& tile,

@@ -137,6 +137,7 @@ TFQ_DEVICE int32_t load_past_l1(const int32_t* address) { return __ldcg(address)
 
 TFQ_DEVICE float bits_to_float(uint32_t bits) { return __uint_as_float(bits); }
 TFQ_DEVICE uint32_t float_to_bits(float x) { return __float_as_uint(x); }
+TFQ_DEVICE float quiet_nan() { return bits_to_float(0x7fc00000u); }
 
 }  // namespace tfq::ptx
 

@@ -33,7 +33,9 @@ void layer_norm_quantize(const LayerNormArgs&, const Launch&) {
 
 void geglu_quantize(const GegluArgs&, const Launch&) { without_cuda("geglu_quantize"); }
 
-void temporal_gather(const TemporalGatherArgs&, const QuantizedTable&, const Launch&) {
+void temporal_gather(const TemporalGatherArgs&, const Launch&) { without_cuda("temporal_gather"); }
+
+void temporal_gather_dequantize(const TemporalDequantizeArgs&, const Launch&) {
   without_cuda("temporal_gather");
 }
 

@@ -1,31 +1,41 @@
-// Launch of temporal_gather.
+// Launches of temporal_gather and temporal_gather_dequantize.
 #include "cuda/temporal_gather.cuh"
 
+#include "common/math.h"
 #include "cuda/bandwidth.h"
 
 namespace tfq::cuda {
+namespace {
 
-void temporal_gather(const TemporalGatherArgs& args, const QuantizedTable& quantized,
-                     const Launch& launch) {
+template <typename Args>
+void launch_gather(void (*kernel)(const Args), const char* name, const Args& args,
+                   const Launch& launch) {
   constexpr int64_t kMaxCount = 65535;
   if (args.count == 0 || args.width == 0) return;
   TFQ_CHECK(args.count <= kMaxCount, "temporal_gather: at most ", kMaxCount, " rows, got ",
             args.count);
-  const GatherLaunch gather{args.table,
-                            quantized,
-                            args.table_rows,
-                            narrow("temporal_gather", args.width),
-                            args.rows,
-                            args.out};
   const DeviceGuard guard(launch.device);
-  simt::launch(temporal_gather_rows,
-               {"temporal_gather",
-                {static_cast<uint32_t>((args.width + kGatherThreads - 1) / kGatherThreads),
+  simt::launch(kernel,
+               {name,
+                {static_cast<uint32_t>(ceil_div(narrow("temporal_gather", args.width),
+                                                kGatherThreads)),
                  static_cast<uint32_t>(args.count), 1},
                 kGatherThreads,
                 0,
                 launch.stream},
-               gather);
+               args);
+}
+
+}  // namespace
+
+void temporal_gather(const TemporalGatherArgs& args, const Launch& launch) {
+  launch_gather(temporal_gather_rows, "temporal_gather", args, launch);
+}
+
+void temporal_gather_dequantize(const TemporalDequantizeArgs& args, const Launch& launch) {
+  TFQ_CHECK(args.features > 0 || args.width == 0,
+            "temporal_gather: a table of width ", args.width, " has no features");
+  launch_gather(temporal_gather_dequantize_rows, "temporal_gather_dequantize", args, launch);
 }
 
 }  // namespace tfq::cuda

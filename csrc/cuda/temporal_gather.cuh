@@ -1,43 +1,56 @@
-// out[i] = table[rows[i]], from a float32 table or from a uint8 one with a scale and a zero-point
-// per row and feature. A row outside the table gives NaN: a kernel cannot raise.
+// Rows of a temporal table by their index in device memory: of a float32 table, or of a uint8 one with
+// a scale and a zero-point per row and feature. A row outside the table gives NaN: a kernel cannot
+// raise. A thread writes one column of one row.
 #pragma once
 
-#include "cuda/cuda.h"
+#include "common/api.h"
 #include "cuda/ptx.cuh"
 
 namespace tfq::cuda {
 
 constexpr int kGatherThreads = 256;
 
-struct GatherLaunch {
-  const float* table;          // (table_rows, width), or null:
-  QuantizedTable quantized;    // (table_rows, width)
-  int64_t table_rows;
-  int32_t width;
-  const int64_t* rows;  // (count)
-  float* out;           // (count, width)
-};
-
+// f(row of the table, column, index in the output) for the column of a thread; f makes the value.
 // grid = (width / kGatherThreads, count)
-TFQ_KERNEL TFQ_LAUNCH_BOUNDS(kGatherThreads, 2)
-    temporal_gather_rows(TFQ_GRID_CONSTANT const GatherLaunch args) {
-  const int column = static_cast<int>(simt::block_index().x) * kGatherThreads + simt::thread_index();
+template <typename Args, typename F>
+TFQ_DEVICE void gather_column(const Args& args, const F& f) {
+  const int64_t column =
+      int64_t{simt::block_index().x} * kGatherThreads + simt::thread_index();
   const int64_t i = simt::block_index().y;
   if (column >= args.width) return;
   const int64_t row = args.rows[i];
-  constexpr uint32_t kNan = 0x7fc00000u;
-  float value = ptx::bits_to_float(kNan);
-  if (row >= 0 && row < args.table_rows) {
-    if (args.table) {
-      value = args.table[row * args.width + column];
+  const bool exists = row >= 0 && row < args.table_rows;
+  args.out[i * args.width + column] = exists ? f(row, column) : ptx::quiet_nan();
+}
+
+TFQ_KERNEL TFQ_LAUNCH_BOUNDS(kGatherThreads, 2)
+    temporal_gather_rows(TFQ_GRID_CONSTANT const TemporalGatherArgs args) {
+  gather_column(args, [&](int64_t row, int64_t column) {
+    return args.table[row * args.width + column];
+  });
+}
+
+// The feature a column belongs to: the last whose offset is not beyond it.
+TFQ_DEVICE int64_t feature_of(const TemporalDequantizeArgs& args, int64_t column) {
+  int64_t low = 0, high = args.features;
+  while (high - low > 1) {
+    const int64_t middle = (low + high) / 2;
+    if (args.offsets[middle] <= column) {
+      low = middle;
     } else {
-      const QuantizedTable& t = args.quantized;
-      const float* parameters = t.parameters + 2 * (row * t.features + t.feature_of_column[column]);
-      value = (static_cast<float>(t.table[row * args.width + column]) - parameters[1]) *
-              parameters[0];
+      high = middle;
     }
   }
-  args.out[i * args.width + column] = value;
+  return low;
+}
+
+TFQ_KERNEL TFQ_LAUNCH_BOUNDS(kGatherThreads, 2)
+    temporal_gather_dequantize_rows(TFQ_GRID_CONSTANT const TemporalDequantizeArgs args) {
+  gather_column(args, [&](int64_t row, int64_t column) {
+    const float* qparams = args.qparams + 2 * (row * args.features + feature_of(args, column));
+    const auto q = static_cast<float>(args.table[row * args.width + column]);
+    return (q - qparams[1]) * qparams[0];
+  });
 }
 
 }  // namespace tfq::cuda

@@ -9,13 +9,16 @@ from operands import (
     gemm_operands,
     group_norm_operands,
     layer_norm_operands,
+    quantized_table_operands,
     random_qparams,
+    weight_operands_s4,
 )
 from tolerance import assert_quantized_close, assert_same_bits
 
 from tfq import ops, reference
 from tfq.ops import _cuda
 
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 SHAPES = [
     (1, 8, 16),
     (65, 72, 80),
@@ -47,13 +50,57 @@ def test_gemm(shape):
     assert_same_bits(ops.gemm_s8(**to_card(operands)).cpu(), reference.gemm_s8(**operands))
 
 
-@pytest.mark.parametrize("out_dtype", [torch.float32, torch.bfloat16, torch.uint8], ids=str)
-def test_epilogue(out_dtype):
+@pytest.mark.parametrize("out_dtype", [*FLOATS, torch.uint8], ids=str)
+@pytest.mark.parametrize("residual", FLOATS, ids=str)
+def test_epilogue(out_dtype, residual):
     operands = gemm_operands(78, 168, 64)
-    operands.update(qparams=random_qparams(6), temporal=torch.randn(2, 168), out_dtype=out_dtype)
-    operands["residual"] = torch.randn(78, 168).bfloat16()
-    operands["out_qparams"] = random_qparams(6) if out_dtype is torch.uint8 else None
+    operands.update(qparams=random_qparams(6), out_dtype=out_dtype, out_qparams=random_qparams(6))
+    operands.update(temporal=torch.randn(5, 168), temporal_rows=torch.tensor([4, 1]))
+    operands["residual"] = torch.randn(78, 168).to(residual)
     assert_same_bits(ops.gemm_s8(**to_card(operands)).cpu(), reference.gemm_s8(**operands))
+    if out_dtype is torch.uint8:
+        return
+    operands["return_quantized"] = True
+    pairs = zip(ops.gemm_s8(**to_card(operands)), reference.gemm_s8(**operands), strict=True)
+    for actual, expected in pairs:
+        assert_same_bits(actual.cpu(), expected)
+
+
+@pytest.mark.parametrize("activation", ["silu", "geglu"])
+def test_activation(activation):
+    operands = gemm_operands(300, 336, 64)
+    operands["weight_scale"] *= 0.2
+    operands.update(activation=activation, out_dtype=torch.uint8, out_qparams=random_qparams(1))
+    assert_quantized_close(ops.gemm_s8(**to_card(operands)).cpu(), reference.gemm_s8(**operands))
+
+
+def test_weights_of_4_bits():
+    operands = gemm_operands(300, 328, 1040) | weight_operands_s4((328, 1040))
+    assert_same_bits(ops.gemm_s8(**to_card(operands)).cpu(), reference.gemm_s8(**operands))
+
+
+def test_two_sources():
+    operands = conv_operands((2, 80, 9, 7, 72, 3, 1, 1, 1))
+    expected = reference.conv2d_s8(**operands)
+    halves = [
+        half.contiguous(memory_format=torch.channels_last)
+        for half in operands.pop("x").split((32, 48), dim=1)
+    ]
+    actual = ops.conv2d_s8(**to_card({"x": halves[0], "x2": halves[1], **operands}))
+    assert_same_bits(actual.cpu(), expected)
+
+
+def test_a_row_outside_the_table_is_nan():
+    table = quantized_table_operands(4, [5, 300], [3, 0])
+    assert_same_bits(
+        ops.temporal_gather(**to_card(table)).cpu(), reference.temporal_gather(**table)
+    )
+    on_card = to_card({**table, "rows": torch.tensor([4, -1])})
+    assert bool(ops.temporal_gather(**on_card).isnan().all())
+    operands = to_card(gemm_operands(6, 8, 16))
+    rows = {"temporal": torch.zeros(3, 8), "temporal_rows": torch.tensor([2, 3])}
+    y = ops.gemm_s8(**operands, **to_card(rows))
+    assert bool(y[3:].isnan().all()) and not bool(y[:3].isnan().any())
 
 
 @pytest.mark.parametrize("shape", CONVS, ids=str)
@@ -108,20 +155,38 @@ def test_other_stream_and_thread():
         assert_same_bits(result.cpu(), expected)
 
 
-def test_graph_capture_reads_new_inputs():
-    operands = gemm_operands(256, 640, 640)
-    on_card = to_card(operands)
+def captured(call):
+    """A graph of `call`, and its output; an ordinary call first makes what is made on first use."""
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
-        ops.gemm_s8(**on_card)  # the weight's layout and the workspace are made here
+        call()  # the weight's layout and the workspace are made here
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=stream):
-        out = ops.gemm_s8(**on_card)
+        out = call()
+    return graph, out
+
+
+def test_graph_capture_reads_new_inputs():
+    operands = gemm_operands(256, 640, 640)
+    on_card = to_card(operands)
+    graph, out = captured(lambda: ops.gemm_s8(**on_card))
     operands["x"] = torch.randint(0, 256, (256, 640), dtype=torch.uint8)
     on_card["x"].copy_(operands["x"])
     graph.replay()
     assert_same_bits(out.cpu(), reference.gemm_s8(**operands))
+
+
+def test_one_graph_serves_every_row():
+    operands = gemm_operands(256, 640, 640)
+    operands.update(temporal=torch.randn(9, 640), temporal_rows=torch.tensor([0, 0]))
+    on_card = to_card(operands)
+    graph, out = captured(lambda: ops.gemm_s8(**on_card))
+    for rows in ([3, 8], [7, 0]):
+        operands["temporal_rows"] = torch.tensor(rows)
+        on_card["temporal_rows"].copy_(operands["temporal_rows"])
+        graph.replay()
+        assert_same_bits(out.cpu(), reference.gemm_s8(**operands), str(rows))
 
 
 def test_workspace_is_left_zero():

@@ -3,6 +3,7 @@
 //   fuzz_kernels SECONDS SEED [FAULT]
 //
 // Results are compared with plain loops. With a FAULT (simt.h) the program is expected to fail.
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
@@ -152,15 +153,16 @@ void run_product(const Problem& p) {
   e.bias = bias.data;
   e.temporal = with_temporal ? temporal.data : nullptr;
   e.temporal_stride = p.n;
+  e.temporal_table_rows = p.groups;
   e.rows_per_sample = p.m / p.groups;
   e.residual = with_residual ? residual.data : nullptr;
   e.out = out.data;
+  e.quantized_out = second.data;
   e.requant = {qparams.data, 3};
   const int splits[] = {1, 1, 2, 4};
   int parts = splits[pick(0, 3)];
   if ((p.k + 63) / 64 < parts) parts = 1;
-  const cuda::ProductOptions options{cuda::Activation::kNone, nullptr,       second.data,
-                                     workspace.data,          workspace.size,
+  const cuda::ProductOptions options{workspace.data, workspace.size,
                                      static_cast<int>(pick(0, cuda::kTileCount - 1)), parts};
   if (p.conv) {
     cuda::conv2d_s8({x.data, g, {packed.data, nullptr}, e}, nullptr, 0, options, {0, nullptr});
@@ -184,6 +186,85 @@ void run_product(const Problem& p) {
   }
 }
 
+// Of the activation kernels the memory is what is looked at; plain quantisation is compared too.
+void run_activations() {
+  const int64_t batch = pick(1, 3), pixels = pick(1, 150), groups = pick(1, 4);
+  const int64_t channels = 8 * groups * pick(1, 6), channels2 = pick(0, 1) * 8 * groups * pick(1, 3);
+  const int64_t total = channels + channels2;
+  const DType dtypes[] = {DType::kFloat32, DType::kBFloat16, DType::kFloat16};
+  const DType dtype = dtypes[pick(0, 2)];
+  const int64_t size = dtype == DType::kFloat32 ? 2 : 1;  // in 16-bit words; any bits are a value
+  Buffer<uint16_t> x(batch * pixels * channels * size), x2(batch * pixels * channels2 * size + 8);
+  Buffer<float> affine(total), qparams(3 * batch * pixels);
+  Buffer<uint8_t> out(batch * pixels * total);
+  fill(x, 0, 65535);
+  fill(x2, 0, 65535);
+  fill_uniform(affine, 2.0f);
+  float* dynamic = pick(0, 1) ? qparams.data : nullptr;
+  for (int64_t i = 0; i < batch * pixels; ++i) {
+    qparams.data[3 * i] = 0.5f;
+    qparams.data[3 * i + 1] = 2.0f;
+    qparams.data[3 * i + 2] = static_cast<float>(pick(0, 255));
+  }
+  Buffer<float> workspace(cuda::image_workspace(batch, pixels, total));
+  cuda::group_norm_silu_quantize(
+      {x.data, channels2 ? x2.data : nullptr, dtype, batch, pixels, channels, channels2, groups,
+       1e-5f, pick(0, 1) == 1, affine.data, affine.data, 0, {qparams.data, 3}, dynamic, out.data},
+      workspace.data, {0, nullptr});
+  const int64_t rows = batch * pixels;
+  Buffer<uint8_t> row_out(rows * channels);
+  cuda::layer_norm_quantize({x.data, dtype, rows, channels, 1e-5f, affine.data, nullptr,
+                             {qparams.data, 3}, 1, dynamic, row_out.data},
+                            {0, nullptr});
+  if (channels % 16 == 0)
+    cuda::geglu_quantize({x.data, dtype, rows, channels / 2, {qparams.data, 3}, 1, dynamic,
+                          row_out.data},
+                         {0, nullptr});
+  const int64_t group_size = pick(0, 1) ? channels : pixels * channels;
+  const int64_t count = rows * channels / group_size;
+  Buffer<float> row_workspace(cuda::image_workspace(count, 1, group_size));
+  cuda::quantize({x.data, dtype, count, group_size, {qparams.data, 3}, dynamic, row_out.data},
+                 row_workspace.data, {0, nullptr});
+  if (dtype != DType::kFloat32) return;
+  const auto* values = reinterpret_cast<const float*>(x.data);
+  for (int64_t i = 0; i < rows * channels; ++i) {
+    const float* q = qparams.data + 3 * (i / group_size);
+    CHECK(row_out.data[i] == quantize_value(values[i], q[1], q[2]));
+  }
+}
+
+void run_gather() {
+  const int64_t table_rows = pick(1, 5), width = pick(1, 600), features = pick(1, 9);
+  const int64_t count = pick(1, 4);
+  Buffer<uint8_t> table(table_rows * width);
+  Buffer<float> qparams(table_rows * features * 2), out(count * width);
+  Buffer<int64_t> offsets(features + 1), rows(count);
+  fill(table, 0, 255);
+  fill_uniform(qparams, 1.0f);
+  fill(rows, -1, table_rows);  // the ends are not in the table
+  fill(offsets, 0, width);
+  std::sort(offsets.data, offsets.data + features + 1);
+  offsets.data[0] = 0;
+  offsets.data[features] = width;
+  cuda::temporal_gather_dequantize({table.data, table_rows, width, qparams.data, offsets.data,
+                                    features, rows.data, count, out.data},
+                                   {0, nullptr});
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t row = rows.data[i];
+    for (int64_t f = 0; f < features; ++f) {
+      for (int64_t c = offsets.data[f]; c < offsets.data[f + 1]; ++c) {
+        const float y = out.data[i * width + c];
+        if (row < 0 || row >= table_rows) {
+          CHECK(y != y);
+        } else {
+          const float* q = qparams.data + 2 * (row * features + f);
+          CHECK(y == (static_cast<float>(table.data[row * width + c]) - q[1]) * q[0]);
+        }
+      }
+    }
+  }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -195,6 +276,8 @@ int main(int argc, char** argv) {
     simt::options() = {static_cast<simt::Order>(pick(0, 3)), pick(0, 1) == 1, generator(),
                        argc > 3 ? std::atoi(argv[3]) : 0};
     run_product(problems % 2 ? random_conv() : random_gemm());
+    run_activations();
+    run_gather();
     ++problems;
   } while (tfq::testing::failures == 0 && std::chrono::steady_clock::now() < end);
   std::printf("fuzz_kernels: %d problems, seed %s\n", problems, argv[2]);

@@ -10,6 +10,7 @@
 #include "common/half.h"
 #include "common/quant.h"
 #include "fragments.h"
+#include "matrix_host.h"
 
 namespace tfq::ptx {
 
@@ -68,7 +69,9 @@ struct Mma {
 
 template <bool UnsignedA>
 void multiply(void* const* payloads) {
-  int32_t a[16][32], b[8][32];
+  constexpr int kRows = 16, kColumns = 8, kDepth = 32;
+  int16_t a[kRows][kDepth], b[kColumns][kDepth];
+  int32_t c[kRows][kColumns];
   for (int lane = 0; lane < kWarpSize; ++lane) {
     const Mma& mma = *static_cast<const Mma*>(payloads[lane]);
     for (int byte = 0; byte < 4; ++byte) {
@@ -82,14 +85,17 @@ void multiply(void* const* payloads) {
         b[at.row][at.column] = static_cast<int8_t>(mma.b[reg] >> (8 * byte));
       }
     }
+    for (int reg = 0; reg < 4; ++reg) {
+      const simt::Coordinate at = simt::mma_c(lane, reg);
+      c[at.row][at.column] = mma.c[reg];
+    }
   }
+  simt::multiply_add(&c[0][0], &a[0][0], &b[0][0], kRows, kColumns, kDepth);
   for (int lane = 0; lane < kWarpSize; ++lane) {
     Mma& mma = *static_cast<Mma*>(payloads[lane]);
     for (int reg = 0; reg < 4; ++reg) {
       const simt::Coordinate at = simt::mma_c(lane, reg);
-      int32_t sum = mma.c[reg];
-      for (int k = 0; k < 32; ++k) sum += a[at.row][k] * b[at.column][k];
-      mma.c[reg] = sum;
+      mma.c[reg] = c[at.row][at.column];
     }
   }
 }
@@ -161,6 +167,7 @@ inline float bits_to_float(uint32_t bits) {
   std::memcpy(&x, &bits, sizeof x);
   return x;
 }
+inline float quiet_nan() { return std::numeric_limits<float>::quiet_NaN(); }
 inline uint32_t float_to_bits(float x) {
   uint32_t bits;
   std::memcpy(&bits, &x, sizeof bits);

@@ -1,12 +1,42 @@
 #include "cuda/simt.h"
 
-#include <ucontext.h>
+#include <sanitizer/asan_interface.h>
 
+#include <algorithm>
 #include <cstring>
 #include <memory>
 #include <random>
 #include <sstream>
 #include <stdexcept>
+
+// void tfq_simt_switch(void** from, void* to): stores the stack pointer in *from and goes on where `to`
+// was stored. swapcontext would also exchange signal masks, a system call each time, and most of the
+// time of a run.
+extern "C" void tfq_simt_switch(void** from, void* to);
+asm(R"(
+.pushsection .text
+.hidden tfq_simt_switch
+.globl tfq_simt_switch
+.type tfq_simt_switch, @function
+tfq_simt_switch:
+  pushq %rbp
+  pushq %rbx
+  pushq %r12
+  pushq %r13
+  pushq %r14
+  pushq %r15
+  movq %rsp, (%rdi)
+  movq %rsi, %rsp
+  popq %r15
+  popq %r14
+  popq %r13
+  popq %r12
+  popq %rbx
+  popq %rbp
+  ret
+.size tfq_simt_switch, .-tfq_simt_switch
+.popsection
+)");
 
 namespace tfq::simt {
 namespace {
@@ -23,7 +53,7 @@ struct Copy {
 };
 
 struct Fibre {
-  ucontext_t context;
+  void* context;  // stack pointer while another thread runs
   std::unique_ptr<unsigned char[]> stack;
   State state = State::kReady;
   std::vector<std::vector<Copy>> groups;  // committed, oldest first
@@ -43,7 +73,7 @@ struct Block {
   std::vector<Fibre>* fibres;
   std::vector<Warp> warps;
   std::vector<unsigned char> shared;
-  ucontext_t scheduler;
+  void* scheduler;
   int current = -1;
   int at_barrier = 0, done = 0;
   std::string error;
@@ -58,9 +88,12 @@ Fibre& self() { return fibre(block->current); }
 bool ready(int i) { return fibre(i).state == State::kReady; }
 
 int first_ready(int begin, int count, int step) {
-  for (int i = 0, t = begin; i < count; ++i, t += step) {
-    const int wrapped = (t % threads() + threads()) % threads();
-    if (ready(wrapped)) return wrapped;
+  int t = (begin % threads() + threads()) % threads();
+  for (int i = 0; i < count; ++i) {
+    if (ready(t)) return t;
+    t += step;
+    if (t < 0) t += threads();
+    if (t >= threads()) t -= threads();
   }
   return -1;
 }
@@ -107,11 +140,11 @@ void yield() {
   ++counters().switches;
   if (next < 0) {
     if (block->done < threads()) block->error = stuck_report();
-    swapcontext(&from.context, &block->scheduler);
+    tfq_simt_switch(&from.context, block->scheduler);
     return;
   }
   block->current = next;
-  swapcontext(&from.context, &fibre(next).context);
+  tfq_simt_switch(&from.context, fibre(next).context);
 }
 
 void fibre_main() {
@@ -135,6 +168,18 @@ void perform(const Copy& copy) {
   }
 }
 
+// The stack of a thread that begins in fibre_main: tfq_simt_switch takes six registers and the address
+// from it, and leaves it aligned as after a call.
+void* initial_stack(unsigned char* stack) {
+  constexpr size_t kSavedRegisters = 6, kAlignment = 16;
+  ASAN_UNPOISON_MEMORY_REGION(stack, kStackBytes);  // the frames of the thread before never ended
+  auto top = reinterpret_cast<uintptr_t>(stack + kStackBytes) / kAlignment * kAlignment;
+  auto* words = reinterpret_cast<void**>(top) - 2 - kSavedRegisters;
+  std::fill(words, words + kSavedRegisters + 2, nullptr);
+  words[kSavedRegisters] = reinterpret_cast<void*>(fibre_main);
+  return words;
+}
+
 void run_block() {
   block->warps.assign(static_cast<size_t>(threads() / kWarpSize), Warp{});
   block->shared.assign(block->config->shared_bytes, kPoison);
@@ -148,15 +193,11 @@ void run_block() {
     f.state = State::kReady;
     f.groups.clear();
     f.open.clear();
-    getcontext(&f.context);
-    f.context.uc_stack.ss_sp = f.stack.get();
-    f.context.uc_stack.ss_size = kStackBytes;
-    f.context.uc_link = nullptr;
-    makecontext(&f.context, fibre_main, 0);
+    f.context = initial_stack(f.stack.get());
   }
   ++counters().blocks;
   block->current = next_thread();
-  swapcontext(&block->scheduler, &fibre(block->current).context);
+  tfq_simt_switch(&block->scheduler, fibre(block->current).context);
   if (!block->error.empty()) {
     std::ostringstream out;
     out << block->config->kernel << ", block (" << block->index.x << ", " << block->index.y << ", "
@@ -186,7 +227,7 @@ Dim3 grid_size() { return block->config->grid; }
 
 void fail(const std::string& what) {
   block->error = "thread " + std::to_string(block->current) + ": " + what;
-  swapcontext(&self().context, &block->scheduler);
+  tfq_simt_switch(&self().context, block->scheduler);
   std::abort();  // a failed block is never resumed
 }
 
@@ -212,7 +253,7 @@ void sync_block() {
 void warp_collective(const char* name, void* payload, void (*execute)(void* const*)) {
   Warp& warp = block->warps[static_cast<size_t>(warp_index())];
   if (warp.arrived == 0) warp.meeting = name;
-  if (std::strcmp(warp.meeting, name) != 0)
+  if (warp.meeting != name && std::strcmp(warp.meeting, name) != 0)
     fail(std::string("a warp diverged: a lane in ") + name + ", others in " + warp.meeting);
   warp.payloads[lane_index()] = payload;
   if (++warp.arrived < kWarpSize) {

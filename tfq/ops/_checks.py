@@ -7,8 +7,9 @@ from tfq._ext import _C
 from tfq.geometry import packed_shape
 from tfq.ops import _cuda
 
-DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.uint8: 2}
+DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.uint8: 2, torch.float16: 3}
 FLOAT_DTYPES = (torch.float32, torch.bfloat16)
+CUDA_FLOAT_DTYPES = (*FLOAT_DTYPES, torch.float16)
 NO_QPARAMS = (0, 0)
 HAS_CUDA = _C.cuda_available()
 KERNEL_DEVICES = "'cpu' and 'cuda'" if HAS_CUDA else "'cpu'"
@@ -27,6 +28,17 @@ def is_traced(tensor):
     if type(tensor) in TENSOR_TYPES:
         return is_dynamo_compiling()
     return isinstance(tensor, torch.Tensor)  # anything else: require() says what is wrong
+
+
+def has_cuda_kernels(tensor):
+    """Whether an operation on `tensor` runs the CUDA kernels, which take more than the CPU's."""
+    return tensor.is_cuda
+
+
+def float_dtypes(tensor):
+    """Float types the kernels of the device of `tensor` read and write."""
+    on_cuda = isinstance(tensor, torch.Tensor) and has_cuda_kernels(tensor)
+    return CUDA_FLOAT_DTYPES if on_cuda else FLOAT_DTYPES
 
 
 def address(tensor):
@@ -147,8 +159,8 @@ def check_packed(operation, packed, n, k):
         )
 
 
-def packed_weight(operation, weight, zero_point, n, k, names=("weight", "weight_zero_point")):
-    """The native form of a packed weight (n, k) and of its zero-points (0: int8).
+def check_weight(operation, weight, zero_point, n, k, names=("weight", "weight_zero_point")):
+    """Raise unless these are a packed weight (n, k) and its zero-points; their address (0: int8).
 
     `names` are those of the two arguments.
     """
@@ -161,19 +173,21 @@ def packed_weight(operation, weight, zero_point, n, k, names=("weight", "weight_
                 f"{operation}: {zero_point_name} is for a 4-bit {name} (uint8, from "
                 f"pack_weight_s4), got an int8 {name}"
             )
-        # In the layout of the kernels of its device.
-        return (weight if weight.is_cpu else _cuda.cached_device_weight(weight)).data_ptr(), 0
-    if not weight.is_cpu:
-        raise NotImplementedError(
-            f"{operation}: {name} has 4 bits, which this version multiplies on 'cpu' only, got a {name} "
-            f"on '{weight.device}'"
-        )
+        return 0
     if zero_point is None:
         raise ValueError(
             f"{operation}: a uint8 {name} (4-bit, from pack_weight_s4) needs {zero_point_name}, "
             f"got None"
         )
-    return weight.data_ptr(), vector(operation, zero_point_name, zero_point, torch.uint8, n)
+    return vector(operation, zero_point_name, zero_point, torch.uint8, n)
+
+
+def native_weight(operation, weight, zero_point, n, k):
+    """The native form of a packed weight (n, k) and of its zero-points (0: int8)."""
+    zero_point_address = check_weight(operation, weight, zero_point, n, k)
+    if has_cuda_kernels(weight):
+        return _cuda.cached_device_weight(weight, zero_point).data_ptr(), 0
+    return weight.data_ptr(), zero_point_address
 
 
 def vector(operation, name, tensor, dtype, n):

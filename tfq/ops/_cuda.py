@@ -7,23 +7,28 @@ neither wait nor allocate but from torch's caching allocator, and can be capture
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from tfq import reference
 from tfq._ext import _C
+from tfq.geometry import PANEL_COLUMNS, QUAD
 
 WORKSPACE_VALUES = 4 << 20  # int32: split-K sums of as many tiles as a card has multiprocessors
 CHANNEL_GROUP = 32
 NO_CHOICE = (-1, 0)  # tile and parts of k: the library chooses
 
-_weights = WeakTensorKeyDictionary()  # packed weight -> (version, device weight)
+_weights = WeakTensorKeyDictionary()  # packed weight -> (versions, device weight)
 _workspaces = {}  # (device index, stream) -> int32 zeros, for split-K
 
 
-def device_weight(packed):
+def device_weight(packed, zero_point=None):
     """The CUDA layout of a packed weight (see csrc/cuda/product_args.h).
 
     Parameters
     ----------
     packed : Tensor
-        int8 ``(ceil(n/16), ceil(k/64)*16, 16, 4)``, from :func:`tfq.ops.pack_weight`.
+        int8 ``(ceil(n/16), ceil(k/64)*16, 16, 4)``, from :func:`tfq.ops.pack_weight`, or uint8 of 4
+        bits, from :func:`tfq.ops.pack_weight_s4`, which the layout holds expanded.
+    zero_point : Tensor, optional
+        uint8 ``(n,)`` of a 4-bit weight.
 
     Returns
     -------
@@ -31,18 +36,26 @@ def device_weight(packed):
         int8 ``(ceil(n/32)*32, ceil(k/64)*64)``: row ``32g + 8j + 2t + e`` holds output channel
         ``32g + 8t + 2j + e``.
     """
-    panels, quads = packed.shape[:2]
-    rows = packed.transpose(1, 2).reshape(panels * 16, quads * 4)
+    n, k = packed.shape[0] * PANEL_COLUMNS, packed.shape[1] * QUAD
+    if zero_point is None:
+        rows = reference.unpack_weight(packed, (n, k))
+    else:
+        q = reference.unpack_weight_s4(packed, (n, k)).to(torch.int8)
+        rows = q - torch.nn.functional.pad(zero_point, (0, n - len(zero_point)))[:, None]
+        rows = rows.to(torch.int8)
     rows = torch.nn.functional.pad(rows, (0, 0, 0, -len(rows) % CHANNEL_GROUP))
-    groups = rows.view(-1, 4, 4, 2, quads * 4)  # (group, t, j, e, k)
-    return groups.transpose(1, 2).contiguous().view(-1, quads * 4)
+    groups = rows.view(-1, 4, 4, 2, k)  # (group, t, j, e, k)
+    return groups.transpose(1, 2).contiguous().view(-1, k)
 
 
-def cached_device_weight(packed):
-    """Like :func:`device_weight`, computed once for each version of `packed`."""
+def cached_device_weight(packed, zero_point=None):
+    """Like :func:`device_weight`, computed once for each version of the tensors."""
+    version = (packed._version, None)
+    if zero_point is not None:
+        version = (packed._version, (zero_point.data_ptr(), zero_point._version))
     entry = _weights.get(packed)
-    if entry is None or entry[0] != packed._version:
-        entry = (packed._version, device_weight(packed))
+    if entry is None or entry[0] != version:
+        entry = (version, device_weight(packed, zero_point))
         _weights[packed] = entry
     return entry[1]
 
@@ -69,8 +82,9 @@ class Kernels:
     def gemm_s8(self, x, rows, n, k, weight, _zero_point, epilogue):
         _C.cuda_gemm_s8(x, rows, n, k, weight, epilogue, self._options(), self.where)
 
-    def conv2d_s8(self, x, geometry, weight, _zero_point, epilogue):
-        _C.cuda_conv2d_s8(x, 0, 0, geometry, weight, epilogue, self._options(), self.where)
+    def conv2d_s8(self, x, geometry, weight, _zero_point, epilogue, x2=0, channels2=0):
+        options = self._options()
+        _C.cuda_conv2d_s8(x, x2, channels2, geometry, weight, epilogue, options, self.where)
 
     def quantize(self, x, x_dtype, groups, group_size, *rest):
         workspace = self._scratch(groups, 1, group_size)
@@ -90,18 +104,14 @@ class Kernels:
         _C.cuda_geglu_quantize(*arguments, self.where)
 
     def temporal_gather(self, *arguments):
-        _C.cuda_temporal_gather(*arguments, (0, 0, 0, 0), self.where)
+        _C.cuda_temporal_gather(*arguments, self.where)
 
     def temporal_gather_dequantize(self, *arguments):
-        """A uint8 table: see :func:`tfq.ops.temporal_gather`."""
-        raise NotImplementedError(
-            f"temporal_gather: a uint8 table is read on 'cpu' only in this version, got one on "
-            f"'{self.device}'"
-        )
+        _C.cuda_temporal_gather_dequantize(*arguments, self.where)
 
     def _options(self):
         workspace = _workspace(self.where, self.device)
-        return (0, 0, 0, workspace.data_ptr(), workspace.numel(), *NO_CHOICE)
+        return (workspace.data_ptr(), workspace.numel(), *NO_CHOICE)
 
     def _scratch(self, batch, pixels, channels):
         """From torch's allocator, which is bound to the stream and allowed in a captured graph."""

@@ -4,9 +4,9 @@ import torch
 
 from tfq.ops._checks import (
     DTYPE_CODES,
-    FLOAT_DTYPES,
     address,
     dynamic_or_static,
+    float_dtypes,
     is_traced,
     native,
     require,
@@ -22,7 +22,7 @@ def quantize(x, qparams=None, groups=None):
     Parameters
     ----------
     x : Tensor
-        float32 or bfloat16, any shape; 4-D tensors are images.
+        float32 or bfloat16 (CUDA: or float16), any shape; 4-D tensors are images.
     qparams : Tensor, optional
         float32 ``(groups, 3)``; None computes them per group.
     groups : int, optional
@@ -39,7 +39,7 @@ def quantize(x, qparams=None, groups=None):
         if qparams is not None:
             return torch.ops.tfq.quantize.static(x, qparams), qparams
         return torch.ops.tfq.quantize.default(x, groups=x.shape[0] if groups is None else groups)
-    require("quantize", "x", x, FLOAT_DTYPES)
+    require("quantize", "x", x, float_dtypes(x))
     require_dense("quantize", "x", x)
     if qparams is not None:
         require("quantize", "qparams", qparams, (torch.float32,), 2)
@@ -70,8 +70,8 @@ def group_norm_silu_quantize(
     Parameters
     ----------
     x : Tensor
-        float32 or bfloat16 ``(batch, channels, height, width)``, channels_last, or ``(batch, tokens,
-        channels)``.
+        float32 or bfloat16 (CUDA: or float16) ``(batch, channels, height, width)``, channels_last, or
+        ``(batch, tokens, channels)``.
     num_groups : int
         Groups of the normalisation, dividing the channels of `x` and `x2` together.
     weight, bias : Tensor
@@ -98,7 +98,7 @@ def group_norm_silu_quantize(
             return operator.static(*operands, qparams=qparams, **options), qparams
         return operator.default(*operands, **options)
     name = "group_norm_silu_quantize"
-    require(name, "x", x, FLOAT_DTYPES)
+    require(name, "x", x, float_dtypes(x))
     if x.dim() not in (3, 4):
         raise ValueError(f"{name}: x must have 3 or 4 dimensions, got shape {tuple(x.shape)}")
     require_dense(name, "x", x)
@@ -141,7 +141,7 @@ def group_norm_silu_quantize(
 
 
 def _token_rows(name, x, qparams):
-    require(name, "x", x, FLOAT_DTYPES)
+    require(name, "x", x, float_dtypes(x))
     require_contiguous(name, "x", x)
     rows = x.numel() // max(1, x.shape[-1])
     return rows, dynamic_or_static(name, qparams, rows, rows, x.device)
@@ -153,7 +153,7 @@ def layer_norm_quantize(x, weight, bias, eps=1e-5, *, qparams=None):
     Parameters
     ----------
     x : Tensor
-        float32 or bfloat16 ``(..., channels)``, contiguous.
+        float32 or bfloat16 (CUDA: or float16) ``(..., channels)``, contiguous.
     weight, bias : Tensor or None
         float32 ``(channels,)``.
     eps : float
@@ -194,7 +194,7 @@ def geglu_quantize(x, *, qparams=None):
     Parameters
     ----------
     x : Tensor
-        float32 or bfloat16 ``(..., 2 * channels)``, contiguous.
+        float32 or bfloat16 (CUDA: or float16) ``(..., 2 * channels)``, contiguous.
     qparams : Tensor, optional
         float32 ``(groups, 3)``; None computes them per token.
 

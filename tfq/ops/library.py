@@ -2,7 +2,8 @@
 
 An operator is a stateless function of tensors and plain numbers, and its results never share
 memory with its arguments. So an operation that computes ranges or takes them has two overloads:
-``default`` computes and returns them, ``static`` takes them and returns the integers alone.
+``default`` computes and returns them, ``static`` takes them and returns the integers alone. A product
+with a second output in uint8 is the overload ``both``.
 
 Eager calls of :mod:`tfq.ops` do not come here: the dispatcher costs microseconds a call.
 """
@@ -23,6 +24,7 @@ _EPILOGUE = (
     "Tensor? temporal=None, Tensor? residual=None, ScalarType out_dtype=float, "
     "Tensor? out_qparams=None, Tensor? weight_zero_point=None"
 )
+_EPILOGUE_END = "Tensor? temporal_rows=None, str? activation=None"
 _GEOMETRY = "int[2] kernel_size, int[2] stride=1, int[4] padding=0, int upsample=1"
 
 # The arguments of the function in tfq.ops. A contract: new ones come last, with a default.
@@ -44,8 +46,13 @@ SCHEMAS = {
     "dequantize_weight":
         "(Tensor packed, Tensor scale, SymInt[] shape, *, Tensor? zero_point=None, "
         "ScalarType dtype=float) -> Tensor",
-    "gemm_s8": f"({_OPERANDS}, {_EPILOGUE}) -> Tensor",
-    "conv2d_s8": f"({_OPERANDS}, {_GEOMETRY}, {_EPILOGUE}) -> Tensor",
+    "gemm_s8": f"({_OPERANDS}, {_EPILOGUE}, {_EPILOGUE_END}) -> Tensor",
+    "gemm_s8.both": f"({_OPERANDS}, {_EPILOGUE}, {_EPILOGUE_END}) -> (Tensor out, Tensor q)",
+    "conv2d_s8":
+        f"({_OPERANDS}, {_GEOMETRY}, {_EPILOGUE}, {_EPILOGUE_END}, Tensor? x2=None) -> Tensor",
+    "conv2d_s8.both":
+        f"({_OPERANDS}, {_GEOMETRY}, {_EPILOGUE}, {_EPILOGUE_END}, Tensor? x2=None) "
+        "-> (Tensor out, Tensor q)",
 }  # fmt: skip
 
 # Kernels read memory as it lies: a compiler must not choose other strides for an argument. A torch
@@ -106,9 +113,11 @@ def _fake_dequantize_weight(packed, scale, shape, *, zero_point=None, dtype=torc
 
 
 def _fake_gemm_s8(
-    x, qparams, weight, weight_scale, weight_sum, bias=None, *, out_dtype=torch.float32, **epilogue
-):
-    return x.new_empty((*x.shape[:-1], weight_scale.shape[0]), dtype=out_dtype)
+    x, qparams, weight, weight_scale, weight_sum, bias=None, *, out_dtype=torch.float32,
+    activation=None, **epilogue,
+):  # fmt: skip
+    n = weight_scale.shape[0]
+    return x.new_empty((*x.shape[:-1], n // 2 if activation == "geglu" else n), dtype=out_dtype)
 
 
 def _fake_conv2d_s8(
@@ -145,15 +154,20 @@ def _register(name):
     def kernel(x, *args, **kwargs):
         if type(x) not in TENSOR_TYPES:
             x = x.as_subclass(torch.Tensor)  # the function would send a subclass back here
+        if overload == "both":
+            return function(x, *args, **kwargs, return_quantized=True)
         result = function(x, *args, **kwargs)
-        return result[0] if overload else result
+        return result[0] if overload == "static" else result
 
     def checked_fake(*args, **kwargs):
         # A traced call skips the function's own checks, and its graph would lose the gradient.
         for argument, value in (*zip(arguments, args, strict=False), *kwargs.items()):
             if isinstance(value, torch.Tensor):
                 refuse_grad(operation, argument, value)
-        return fake(*args, **kwargs)
+        result = fake(*args, **kwargs)
+        return (
+            (result, torch.empty_like(result, dtype=torch.uint8)) if overload == "both" else result
+        )
 
     for device in ("CPU", "CUDA"):
         LIBRARY.impl(name, kernel, device)

@@ -9,10 +9,9 @@ from tfq.ops._checks import (
     DTYPE_CODES,
     FLOAT_DTYPES,
     check_packed,
+    check_weight,
     is_traced,
-    packed_weight,
     require,
-    require_cpu,
     vector,
 )
 
@@ -72,12 +71,13 @@ def pack_weight_s4(q, zero_point):
     """
     name = "pack_weight_s4"
     rows = _rows(name, "q", q, torch.uint8)
-    require_cpu(name, q)
     n, k = rows.shape
     zero_point_address = vector(name, "zero_point", zero_point, torch.uint8, n)
     for label, values in (("q", q), ("zero_point", zero_point)):
         if values.numel() and int(values.max()) >= LEVELS_S4:
             raise ValueError(f"{name}: {label} must be in [0, 15], got {int(values.max())}")
+    if not q.is_cpu:
+        return reference.pack_weight_s4(q, zero_point)
     packed = torch.empty(packed_shape(n, k, 4), dtype=torch.uint8)
     weight_sum = torch.empty(n, dtype=torch.int32)
     _C.pack_weight_s4(
@@ -123,12 +123,21 @@ def dequantize_weight(packed, scale, shape, *, zero_point=None, dtype=torch.floa
     if len(shape) not in (2, 4):
         raise ValueError(f"{name}: shape must have 2 or 4 entries, got {tuple(shape)}")
     n, k = shape[0], torch.Size(shape[1:]).numel()
-    require_cpu(name, packed)
-    native_weight = packed_weight(name, packed, zero_point, n, k, ("packed", "zero_point"))
+    zero_point_address = check_weight(name, packed, zero_point, n, k, ("packed", "zero_point"))
     scale_address = vector(name, "scale", scale, torch.float32, n)
+    if not packed.is_cpu:
+        return reference.dequantize_weight(packed, scale, shape, zero_point=zero_point, dtype=dtype)
     memory_format = torch.channels_last if len(shape) == 4 else torch.contiguous_format
     out = torch.empty(shape, dtype=dtype, memory_format=memory_format)
-    _C.dequantize_weight(*native_weight, n, k, scale_address, out.data_ptr(), DTYPE_CODES[dtype])
+    _C.dequantize_weight(
+        packed.data_ptr(),
+        zero_point_address,
+        n,
+        k,
+        scale_address,
+        out.data_ptr(),
+        DTYPE_CODES[dtype],
+    )
     return out
 
 

@@ -3,6 +3,8 @@
 // registers, three per vector, and are rebuilt when either changes: once per image for a
 // convolution, at every row for per-token scales.
 #include "cpu/epilogue/epilogue.h"
+#include "cpu/norm_act/activation.h"
+#include "cpu/vector_avx512.h"
 #include "cpu/simd_avx512.h"
 
 namespace tfq::cpu {
@@ -19,7 +21,7 @@ template <int Vectors>
 void prepare(Coefficients<Vectors>& k, const EpilogueBlock& block, const Epilogue& e,
              const __mmask16* masks, int64_t group, int64_t sample) {
   const float* input = e.input.data + group * e.input.stride;
-  const float* temporal = e.temporal ? e.temporal + sample * e.temporal_stride : nullptr;
+  const float* temporal = temporal_row(e, sample);
   const __m512i zero_point = _mm512_set1_epi32(static_cast<int32_t>(input[2]));
   const __m512 s = _mm512_set1_ps(input[0]);
 #pragma GCC unroll 4
@@ -34,16 +36,19 @@ void prepare(Coefficients<Vectors>& k, const EpilogueBlock& block, const Epilogu
   }
 }
 
-void store_vector(const Epilogue& e, int64_t index, __mmask16 mask, int64_t group, __m512 y) {
+void store_float(const Epilogue& e, int64_t index, __mmask16 mask, __m512 y) {
   if (e.out_dtype == DType::kFloat32) {
     _mm512_mask_storeu_ps(static_cast<float*>(e.out) + index, mask, y);
-  } else if (e.out_dtype == DType::kBFloat16) {
-    _mm256_mask_storeu_epi16(static_cast<uint16_t*>(e.out) + index, mask, f32x16_to_bf16(y));
   } else {
-    const float* requant = e.requant.data + group * e.requant.stride;
-    const __m128i q = quantize_u8x16(y, _mm512_set1_ps(requant[1]), _mm512_set1_ps(requant[2]));
-    _mm_mask_storeu_epi8(static_cast<uint8_t*>(e.out) + index, mask, q);
+    _mm256_mask_storeu_epi16(static_cast<uint16_t*>(e.out) + index, mask, f32x16_to_bf16(y));
   }
+}
+
+void store_quantized(const Epilogue& e, uint8_t* out, int64_t index, __mmask16 mask, int64_t group,
+                     __m512 y) {
+  const float* requant = e.requant.data + group * e.requant.stride;
+  const __m128i q = quantize_u8x16(y, _mm512_set1_ps(requant[1]), _mm512_set1_ps(requant[2]));
+  _mm_mask_storeu_epi8(out + index, mask, q);
 }
 
 template <int Vectors>
@@ -52,6 +57,8 @@ void store_columns(const EpilogueBlock& block, const Epilogue& e) {
   __mmask16 masks[Vectors];
 #pragma GCC unroll 4
   for (int v = 0; v < Vectors; ++v) masks[v] = lane_mask(block.columns - v * 16);
+  uint8_t* quantized =
+      e.out_dtype == DType::kUInt8 ? static_cast<uint8_t*>(e.out) : e.quantized_out;
   const int64_t rows_per_sample = e.temporal ? e.rows_per_sample : block.row + block.rows;
   int64_t group = -1, sample = -1;
   int64_t next_group_row = block.row, next_sample_row = block.row;
@@ -72,7 +79,9 @@ void store_columns(const EpilogueBlock& block, const Epilogue& e) {
       __m512 y = _mm512_fmadd_ps(sum, k.scale_f32x16[v], k.offset_f32x16[v]);
       if (e.residual)
         y = _mm512_add_ps(y, load_f32x16(e.residual, e.residual_dtype, index, masks[v]));
-      store_vector(e, index, masks[v], group, y);
+      if (e.activation == Activation::kSilu) silu<VectorAvx512>(y);
+      if (quantized) store_quantized(e, quantized, index, masks[v], group, y);
+      if (e.out_dtype != DType::kUInt8) store_float(e, index, masks[v], y);
     }
   }
 }

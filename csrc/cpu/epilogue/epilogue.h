@@ -5,6 +5,15 @@
 #include "common/api.h"
 
 namespace tfq::cpu {
+namespace {
+
+// Row of the temporal table that an output row's sample reads, or null.
+inline const float* temporal_row(const Epilogue& e, int64_t sample) {
+  if (!e.temporal) return nullptr;
+  return e.temporal + (e.temporal_rows ? e.temporal_rows[sample] : sample) * e.temporal_stride;
+}
+
+}  // namespace
 
 // One block of the output: rows [row, row + rows) and columns [column, column + columns).
 struct EpilogueBlock {

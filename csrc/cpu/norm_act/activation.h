@@ -52,6 +52,14 @@ inline void silu(typename V::Float (&x)[N]) {
   }
 }
 
+// Of a single vector.
+template <typename V>
+inline void silu(typename V::Float& x) {
+  typename V::Float vectors[1] = {x};
+  silu<V>(vectors);
+  x = vectors[0];
+}
+
 // gelu(x) = x * normal_cdf(x), with normal_cdf(-|x|) = exp(-x^2 / 2) * tail(|x|).
 template <typename V, int N>
 inline void gelu(typename V::Float (&x)[N]) {
