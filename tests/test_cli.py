@@ -156,7 +156,7 @@ def test_pipeline_goes_through(folders, tmp_path, capsys):
 
 def test_text_pipeline_calibrates_on_prompts(tmp_path, capsys):
     pipelines = pytest.importorskip("pipelines", reason="no transformers: text pipelines not built")
-    pipelines.build("sd15").save_pretrained(tmp_path / "sd15")
+    pipelines.build("Stable Diffusion 1").save_pretrained(tmp_path / "sd15")
     (tmp_path / "prompts.txt").write_text("a fox\n\n a harbour at dawn \n")
     arguments = ["--prompts", tmp_path / "prompts.txt", "--steps", "2", "--precision", "uniform"]
     printed = output(capsys, "convert", tmp_path / "sd15", tmp_path / "int8", *arguments)

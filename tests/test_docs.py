@@ -41,7 +41,7 @@ def folders(tmp_path, monkeypatch):
 def text_folders(folders):
     """Also a pipeline with text."""
     pipelines = pytest.importorskip("pipelines", reason="no transformers: text pipelines not built")
-    pipelines.build("sd15").save_pretrained("sd15")
+    pipelines.build("Stable Diffusion 1").save_pretrained("sd15")
 
 
 def run_examples(page):
