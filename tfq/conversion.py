@@ -6,6 +6,7 @@ from tfq import calibrate, checks, pipelines, ranges, sensitivity
 from tfq.adapters import base_modules
 from tfq.config import TfqConfig
 from tfq.diffusers_quantizer import mark_converted
+from tfq.distributed import failing_together
 from tfq.lowering import Lowering, Undo
 from tfq.plan import plan_layers
 from tfq.reconstruct import reconstruct_blocks
@@ -41,6 +42,10 @@ def convert(
     checkpoint=None,
 ):
     """Convert a diffusion UNet to INT8, in place.
+
+    In the processes of an initialized ``torch.distributed`` group, each with the same model and
+    arguments, the trajectories of ``calibration=int`` and the calls of an iterable are dealt out; every
+    process gets the model that one process alone would make.
 
     Parameters
     ----------
@@ -138,11 +143,11 @@ class _Calibration:
                 raise ValueError("convert: calibration made no call of the UNet")
         return self.calls
 
-    def run(self, model):
+    def run(self, model, begin):
         """Run the lowered model: through the recorded calls, or on its own."""
         calibration = self.calibration if self.calls is None else self.calls
         calibrate.run_calibration(
-            model, calibration, self.scheduler, self.steps, self.config, self.progress
+            model, calibration, self.scheduler, self.steps, self.config, self.progress, begin
         )
 
     def timesteps(self):
@@ -259,11 +264,13 @@ def _install_rows(model, lowered, config, source, kind):
         quantizer.recorder = recorder
     handle = embedding.register_forward_pre_hook(recorder.see)
     try:
-        source.run(model)
+        with failing_together():
+            source.run(model, recorder.begin)
     finally:
         handle.remove()
         for quantizer in quantizers:
             quantizer.recorder = None
+    recorder.share(quantizers)
     ranges.install_ranges(embedding, quantizers, recorder, kind)
 
 
