@@ -21,7 +21,7 @@ constexpr Entry kEntries[] = {
     {kNames[0], conv2d_s8_sm80<0>}, {kNames[1], conv2d_s8_sm80<1>}, {kNames[2], conv2d_s8_sm80<2>},
     {kNames[3], conv2d_s8_sm80<3>}, {kNames[4], conv2d_s8_sm80<4>},
 };
-static_assert(sizeof(kEntries) / sizeof(kEntries[0]) == kTileCount);
+static_assert(sizeof(kEntries) / sizeof(kEntries[0]) == kTileCountSm80);
 
 }  // namespace
 

@@ -24,7 +24,7 @@ ProductProblem conv_problem(const ConvGeometry& g, int64_t channels2, int64_t wo
             "conv2d_s8: CUDA kernels need images smaller than ", kMaxExtent, " on a side, got ",
             g.in_h, " x ", g.in_w, declined_by_all_tiles());
   return {g.batch * g.out_h * g.out_w, g.out_channels,
-          g.kernel_h * g.kernel_w * (g.channels + channels2), workspace};
+          g.kernel_h * g.kernel_w * (g.channels + channels2), workspace, true};
 }
 
 }  // namespace tfq::cuda
