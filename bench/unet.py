@@ -106,9 +106,11 @@ def main():
     import machine
     import models
     import torch
-    from harness import interleave, paired_ratio, print_table
+    from harness import print_table
 
+    from tfq.comparison import psnr
     from tfq.shapes import example_inputs
+    from tfq.timing import interleave, paired_ratio
 
     if args.threads is not None:
         torch.set_num_threads(args.threads)
@@ -134,7 +136,7 @@ def main():
     )
     rows, results = [], {}
     for name, (_, extra) in arms.items():
-        quality = models.psnr(outputs[name], reference, peak=2 * reference.abs().max().item())
+        quality = psnr(outputs[name], reference, peak=2 * reference.abs().max().item())
         ratio = paired_ratio(timings[name], timings[fastest]) if fastest else None
         share = extra.get("native_mac_share")
         rows.append(

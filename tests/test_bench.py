@@ -15,10 +15,12 @@ import kernels_vs_onednn  # noqa: E402
 import machine  # noqa: E402
 import unet_shapes  # noqa: E402
 
+from tfq import timing  # noqa: E402
+
 
 def test_alternatives_take_turns():
     calls = []
-    timings = harness.interleave(
+    timings = timing.interleave(
         {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=3
     )
     assert "".join(calls) == "ab" + "aabb" * 3
@@ -26,18 +28,18 @@ def test_alternatives_take_turns():
 
 
 def test_statistics():
-    fast, slow = harness.Timing((1.0, 2.0, 3.0)), harness.Timing((2.0, 4.0, 6.0))
+    fast, slow = timing.Timing((1.0, 2.0, 3.0)), timing.Timing((2.0, 4.0, 6.0))
     assert (fast.median, fast.best, fast.iqr) == (2.0, 1.0, 1.0)
     assert fast.to_dict() == {"median_ms": 2e3, "best_ms": 1e3, "iqr_ms": 1e3, "calls": 3}
-    ratio = harness.paired_ratio(slow, fast)
+    ratio = timing.paired_ratio(slow, fast)
     assert (ratio.median, ratio.low, ratio.high) == (2.0, 2.0, 2.0)
     assert str(ratio) == "2.00 [2.00, 2.00]"
     with pytest.raises(ValueError):
-        harness.paired_ratio(slow, harness.Timing((1.0,)))
+        timing.paired_ratio(slow, timing.Timing((1.0,)))
 
 
-def test_harness_example():
-    assert doctest.testmod(harness).failed == 0
+def test_timing_example():
+    assert doctest.testmod(timing).failed == 0
 
 
 def test_table(capsys):

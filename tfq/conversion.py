@@ -2,7 +2,8 @@
 
 import torch
 
-from tfq import calibrate, checks, ranges, sensitivity
+from tfq import calibrate, checks, pipelines, ranges, sensitivity
+from tfq.adapters import base_modules
 from tfq.config import TfqConfig
 from tfq.diffusers_quantizer import mark_converted
 from tfq.lowering import Lowering, Undo
@@ -43,28 +44,33 @@ def convert(
 
     Parameters
     ----------
-    model : UNet2DModel or UNet2DConditionModel
-        float32 or bfloat16, on the CPU.
+    model : UNet2DModel, UNet2DConditionModel or DiffusionPipeline
+        float32 or bfloat16, on the CPU. Of a pipeline the UNet is converted, and calibrated through the
+        pipeline itself.
     config : TfqConfig, optional
     scheduler : diffusers scheduler, optional
         Calibrates on the model's own trajectory: one sampling run with a copy of it gives every layer
         a static range per timestep. Without `scheduler` and `calibration` ranges are dynamic.
+        A pipeline's own unless one is given.
     num_inference_steps : int, optional
-        Steps of that run, default 50.
+        Steps of that run, default 50; of a pipeline what it does when it is not told.
     calibration : int, iterable of dict, or callable, optional
         Number of self-made trajectories; or keyword arguments of ``model.forward``, one dict a call;
         or a function that runs the model it is given.
     prompts : list of str, optional
-        For pipelines.
+        For a pipeline with text: one run of it for each, with the noise of ``config.seed`` and the
+        numbers that follow. A pipeline without text calibrates on ``config.calibration_samples`` images
+        if `num_inference_steps` or `scheduler` is given.
     progress : callable, optional
-        ``progress(done, total, label)`` during the steps that take long.
+        ``progress(done, total, label)`` during the steps that take long; total is None where it is not
+        known.
     checkpoint : path, optional
         Folder for the finished layers of ``reconstruction="block"``: an interrupted conversion that is
         called again with it continues there, with the same result.
 
     Returns
     -------
-    UNet2DModel or UNet2DConditionModel
+    UNet2DModel, UNet2DConditionModel or DiffusionPipeline
         `model` itself: same class, same signature, inference only.
 
     Raises
@@ -81,7 +87,14 @@ def convert(
     >>> unet = tfq.convert(unet, scheduler=DDIMScheduler(), num_inference_steps=2)
     """
     config = TfqConfig() if config is None else config
-    checks.check_arguments(model, config, scheduler, num_inference_steps, calibration, prompts)
+    checks.check_config(config)
+    if pipelines.is_pipeline(model):
+        calls = pipelines.calls_of(
+            model, config, scheduler, num_inference_steps, calibration, prompts, progress
+        )
+        convert(pipelines.unet_of(model), config, progress=progress, checkpoint=checkpoint, **calls)
+        return model
+    checks.check_arguments(model, scheduler, num_inference_steps, calibration, prompts)
     kind = checks.resolve_ranges(model, config, scheduler, calibration)
     undo = Undo()
     steps = num_inference_steps or calibrate.DEFAULT_STEPS
@@ -117,7 +130,7 @@ class _Calibration:
             hook = model.register_forward_pre_hook(checks.CheckInputs(model), with_kwargs=True)
             try:
                 self.calls = calibrate.record_calls(
-                    model, self.calibration, self.scheduler, self.steps, self.config
+                    model, self.calibration, self.scheduler, self.steps, self.config, self.progress
                 )
             finally:
                 hook.remove()
@@ -128,7 +141,9 @@ class _Calibration:
     def run(self, model):
         """Run the lowered model: through the recorded calls, or on its own."""
         calibration = self.calibration if self.calls is None else self.calls
-        calibrate.run_calibration(model, calibration, self.scheduler, self.steps, self.config)
+        calibrate.run_calibration(
+            model, calibration, self.scheduler, self.steps, self.config, self.progress
+        )
 
     def timesteps(self):
         """Timesteps of the scheduler, ascending float32."""
@@ -151,7 +166,7 @@ def _convert(model, config, source, kind, checkpoint, undo):
         errors = sensitivity.estimate_errors(model, plans, calls, config, source.progress)
         sensitivity.refine_plans(plans, errors, config)
     weight_of = _weight_source(model, plans, config, source, checkpoint)
-    float_features, float_modules = FloatFeatures(model), dict(model.named_modules())
+    float_features, float_modules = FloatFeatures(model), base_modules(model)
     lowered = Lowering(model, config, plans, undo).run()
     _load_weights(lowered.layers, plans, float_modules, weight_of)
     model.eval()  # the modules that are new
@@ -177,7 +192,7 @@ def _weight_source(model, plans, config, source, checkpoint):
     converted = [plan for plan in plans if plan.converted]
     if config.reconstruction == "block":
         return _reconstruct(model, converted, config, source, checkpoint)
-    modules = dict(model.named_modules())
+    modules = base_modules(model)
 
     def nearest(plan):
         # Rounded when it is packed, layer by layer: the integers of all layers never exist twice.

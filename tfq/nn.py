@@ -15,6 +15,24 @@ _CONV_ATTRIBUTES = (
 )  # fmt: skip
 
 
+class DequantizedWeight(torch.Tensor):
+    """A weight that was computed to be read: writing to it would change nothing, so it raises."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @property
+    def data(self):
+        """The tensor."""
+        return self.as_subclass(torch.Tensor)
+
+    @data.setter
+    def data(self, value):
+        raise TypeError(
+            "weight: a tfq layer holds integers, into which nothing can be added: fuse a LoRA into the "
+            "float model, before tfq.convert, or leave it unfused"
+        )
+
+
 class _QuantizedLayer:
     """What all layers share: packed weights, their grid, the quantizer of the input."""
 
@@ -82,7 +100,8 @@ class _QuantizedLayer:
     @property
     def weight(self):
         """Dequantized weight, float32, as the float layer's; computed at each access."""
-        return torch.cat([self._dequantized(*part) for part in self._parts()], dim=1)
+        parts = [self._dequantized(*part) for part in self._parts()]
+        return torch.cat(parts, dim=1).as_subclass(DequantizedWeight)
 
     def _check_channels(self, channels):
         # Packed weights are padded, so the kernels cannot tell 23 channels from 24.
@@ -134,6 +153,10 @@ class Linear(_QuantizedLayer, nn.Linear):
 
 
 class _QuantizedConv(_QuantizedLayer, nn.Conv2d):
+    def __new__(cls, layer=None, *args, **kwargs):
+        # peft makes the layers of an adapter by calling the type of the layer they are beside.
+        return nn.Conv2d(layer, *args, **kwargs) if isinstance(layer, int) else super().__new__(cls)
+
     def _init_conv(self, layer):
         for attribute in _CONV_ATTRIBUTES:
             setattr(self, attribute, getattr(layer, attribute))
@@ -160,6 +183,9 @@ class Conv2d(_QuantizedConv):
 
     def forward(self, x, row=None):
         """``(batch, in_channels, h, w)`` float32 or bfloat16 to the same dtype, channels_last."""
+        if self.input.per_token:  # 1x1, planned as the projection of a transformer
+            tokens = self.token_product(*self.input.quantize(image_tokens(x)), out_dtype=x.dtype)
+            return token_image(tokens, x.shape[2:])
         x = x.contiguous(memory_format=torch.channels_last)
         return self.product(*self.input.quantize(x, row), out_dtype=x.dtype)
 

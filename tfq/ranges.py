@@ -45,7 +45,7 @@ class RangeRecorder:
     def add(self, quantizer, row, q, qparams):
         """Record images ``(batch, ...)`` quantized with their own ``(batch, 3)``, and their rows."""
         scale, zero_point = qparams[:, 0].double(), qparams[:, 2].double()
-        lows, highs = -zero_point * scale, (_LEVELS - zero_point) * scale
+        lows, highs = range_ends(scale, zero_point)
         timesteps = row[:, temporal.VALUE_SLOT].tolist()
         for i, observed in enumerate(zip(timesteps, lows.tolist(), highs.tolist(), strict=True)):
             timestep, low, high = observed
@@ -65,6 +65,11 @@ class RangeRecorder:
         if None in seen:
             return None
         return _ESTIMATORS[self.estimator]([image for images in seen for image in images])
+
+
+def range_ends(scale, zero_point):
+    """Least and largest value that uint8 with a scale and a zero-point can be."""
+    return -zero_point * scale, (_LEVELS - zero_point) * scale
 
 
 def _values(q):

@@ -4,6 +4,7 @@ diffusers writes and reads the files (:mod:`tfq.diffusers_quantizer`). The forma
 docs/saving.md; whoever changes it raises :data:`FORMAT_VERSION`.
 """
 
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -16,6 +17,7 @@ from torch import nn
 
 from tfq._ext import _C
 from tfq._version import __version__
+from tfq.adapters import base_modules
 from tfq.config import QuantMethod, TfqConfig
 from tfq.features import FeatureCache, QuantizedTIB, SelectedFeatures
 from tfq.lowering import Lowering, Undo
@@ -145,7 +147,7 @@ def build_skeleton(model, conversion):
     ValueError
         If `conversion` is of another model.
     """
-    modules = dict(model.named_modules())
+    modules = base_modules(model)
     for plan in conversion.plans:
         found = type(modules.get(plan.name)).__name__
         if found != plan.type:
@@ -232,13 +234,20 @@ def save(unet, folder, *, max_shard_size=_MAX_SHARD_SIZE, variant=None):
         )
     folder = pathlib.Path(folder).resolve()
     _check_replaceable(folder)
+    with replaced_folder(folder) as partial:
+        unet.save_pretrained(partial, max_shard_size=max_shard_size, variant=variant)
+        (partial / "README.md").write_text(_model_card(unet, conversion), encoding="utf-8")
+
+
+@contextlib.contextmanager
+def replaced_folder(folder):
+    """Give an empty folder beside `folder` that takes its place if the block ends without an error."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     unique = uuid.uuid4().hex
     partial = folder.with_name(f".{folder.name}.{unique}.partial")
     try:
         partial.mkdir()
-        unet.save_pretrained(partial, max_shard_size=max_shard_size, variant=variant)
-        (partial / "README.md").write_text(_model_card(unet, conversion), encoding="utf-8")
+        yield partial
         _replace_folder(folder, partial, folder.with_name(f".{folder.name}.{unique}.old"))
     finally:
         shutil.rmtree(partial, ignore_errors=True)

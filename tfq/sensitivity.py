@@ -13,6 +13,7 @@ import dataclasses
 
 import torch
 
+from tfq.adapters import base_modules
 from tfq.calibrate import spread_images
 from tfq.simulation import SimulatedLayer, apply_layer
 from tfq.weights import round_to_grid, weight_grid
@@ -121,7 +122,7 @@ def estimate_errors(unet, plans, calls, config, progress=None):
         Layer name -> list of float, one for each of :func:`treatments`.
     """
     ladder = treatments(config)
-    modules = dict(unet.named_modules())
+    modules = base_modules(unet)
     probes = {}
     for plan in plans:
         if plan.converted:

@@ -2,11 +2,13 @@
 
 #include "cpu/gemm_s8/gemm_s8.h"
 #include "cpu/gemm_s8/packed_layout.h"
+#include "cpu/winograd_s16/winograd_s16.h"
 
 namespace tfq::cpu {
 
 void conv2d_s8(const ConvArgs& args) {
   const ConvGeometry& g = args.geometry;
+  if (prefers_winograd(g, active_level())) return conv2d_winograd(args);
   const int64_t k = g.kernel_h * g.kernel_w * g.channels;
   const bool pointwise = g.kernel_h == 1 && g.kernel_w == 1 && g.stride_h == 1 && g.stride_w == 1 &&
                          g.pad_top == 0 && g.pad_left == 0 && g.upsample == 1 &&

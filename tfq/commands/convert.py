@@ -1,0 +1,101 @@
+"""``tfq convert``: a folder with a float model becomes a folder with a converted one."""
+
+import dataclasses
+import pathlib
+import shutil
+import time
+
+import tfq
+from tfq.commands.configuration import read_config
+from tfq.commands.folders import ModelFolder, parse_dtype, set_threads
+from tfq.conversion import convert
+from tfq.progress import progress_bar
+from tfq.saving import replaced_folder
+
+
+@dataclasses.dataclass(frozen=True)
+class Converted:
+    """What was written."""
+
+    out: str
+    seconds: float
+    float_weight_bytes: int
+    weight_bytes: int
+    native_mac_share: float
+    float_layers: int
+    ranges: str
+
+    def to_dict(self):
+        """JSON-serializable."""
+        return dataclasses.asdict(self)
+
+    def __str__(self):
+        share = self.weight_bytes / self.float_weight_bytes
+        return (
+            f"{self.out}: {self.weight_bytes / 1e6:.1f} MB ({share:.3f} of the float model), "
+            f"{100 * self.native_mac_share:.2f} % of the multiply-adds on integer kernels, "
+            f"{self.float_layers} layers float, {self.ranges} ranges; converted in {self.seconds:.0f} s\n"
+            f"load it with: import tfq; diffusers' from_pretrained({self.out!r})\n"
+            f"layer by layer: tfq report {self.out}"
+        )
+
+
+def run(
+    model, out, overwrite, dtype, steps, scheduler, no_calibration, checkpoint, config, threads, **options
+):  # fmt: skip
+    """Convert `model` and write `out`; `options` are fields of TfqConfig.
+
+    Returns
+    -------
+    Converted
+    """
+    settings = read_config(config, options)
+    source = ModelFolder.open(model, scheduler)
+    target = pathlib.Path(out).resolve()
+    _check_target(source, target, overwrite)
+    set_threads(threads)
+    if source.is_converted:
+        raise ValueError(f"{model!r} is converted already; give the float model")
+    sampler = None if no_calibration else source.load_scheduler()
+    if sampler is None and not no_calibration:
+        raise ValueError(
+            f"{model!r} has no scheduler to calibrate with: give --scheduler FOLDER, or --no-calibration "
+            f"for ranges at run time"
+        )
+    unet = source.load_unet(parse_dtype(dtype))
+    float_bytes = tfq.reporting.weight_bytes(unet)
+    started = time.perf_counter()
+    with progress_bar() as progress:
+        calibration = {} if sampler is None else {"num_inference_steps": steps}
+        convert(
+            unet, settings, scheduler=sampler, progress=progress, checkpoint=checkpoint, **calibration
+        )  # fmt: skip
+    seconds = time.perf_counter() - started
+    if source.is_pipeline:
+        with replaced_folder(target) as partial:
+            skip = shutil.ignore_patterns("unet", ".cache", ".git")
+            shutil.copytree(source.root, partial, ignore=skip, dirs_exist_ok=True)
+            tfq.save(unet, partial / "unet")
+    else:
+        tfq.save(unet, target)
+        if source.scheduler is not None:
+            shutil.copy(source.scheduler / "scheduler_config.json", target)
+    report = tfq.report(unet).to_dict()
+    return Converted(
+        out, seconds, float_bytes, report["weight_bytes"], report["native_mac_share"],
+        sum(layer["path"] == "torch" for layer in report["layers"]),
+        "dynamic" if sampler is None else f"{len(unet._tfq_conversion.timesteps)}-timestep",
+    )  # fmt: skip
+
+
+def _check_target(source, target, overwrite):
+    root = source.root.resolve()
+    if target == root or root in target.parents or target in root.parents:
+        raise ValueError(f"OUT {str(target)!r} and MODEL {str(root)!r} must not contain each other")
+    if not target.exists():
+        return
+    if not overwrite:
+        raise ValueError(f"{str(target)!r} exists; --overwrite replaces it")
+    marker = "model_index.json" if source.is_pipeline else "config.json"
+    if not (target / marker).is_file():
+        raise ValueError(f"--overwrite replaces only a model, and {str(target)!r} has no {marker}")
