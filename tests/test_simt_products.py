@@ -223,7 +223,7 @@ class TestErrors:
             simt.gemm_s8(**gemm_operands(4, 8, 24))
 
     def test_width(self, simt):
-        declined = ", ".join(TILES)
+        declined = ", ".join(TILES + TILES_SM90)
         with pytest.raises(
             ValueError, match=f"gemm_s8: n must be a multiple of 8, got 12; declined by {declined}$"
         ):

@@ -7,7 +7,7 @@ What this cannot show: speed, and that a card executes each instruction as its e
 import pytest
 import simt_native
 import torch
-from operands import gemm_operands, random_qparams
+from operands import conv_operands, gemm_operands, random_qparams
 from simt_cases import FLOATS, TILES_SM90, check_epilogue, epilogues
 from tolerance import assert_quantized_close, assert_same_bits
 
@@ -98,6 +98,31 @@ def test_extreme_values_at_the_largest_depth(simt, value, weight):
     )
     actual = simt.gemm_s8(**operands, tile="64x160x128_wg1")
     assert_same_bits(actual, reference.gemm_s8(**operands))
+
+
+@pytest.mark.parametrize("tile", TILES_SM90)
+@pytest.mark.parametrize("groups", [1, 3])
+def test_pointwise_convolution_is_a_gemm(simt, tile, groups):
+    operands = conv_operands((3, 48, 7, 9, 168, 1, 1, 0, 1), groups=groups)
+    assert_same_bits(simt.conv2d_s8(**operands, tile=tile), reference.conv2d_s8(**operands))
+    assert simt.native.counters()["last_kernel"] == f"gemm_s8_{tile}_sm90"
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (1, 32, 6, 6, 40, 3, 1, 1, 1),
+        (1, 32, 6, 6, 40, 1, 2, 0, 1),
+        (1, 32, 6, 6, 40, 1, 1, (0, 1, 0, 0), 1),
+        (1, 32, 6, 6, 40, 1, 1, 0, 2),
+    ],
+    ids=str,
+)
+def test_other_convolutions_are_gathered(simt, shape):
+    operands = conv_operands(shape)
+    with pytest.raises(ValueError, match="256x160x128_wg2 k/1: declined: gathers no images"):
+        simt.conv2d_s8(**operands, tile="256x160x128_wg2")
+    assert_same_bits(simt.conv2d_s8(**operands), reference.conv2d_s8(**operands))
 
 
 def test_the_choice_on_hopper_is_wgmma(simt):
