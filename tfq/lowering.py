@@ -258,8 +258,7 @@ class Lowering:
             if sees_rows:
                 self._reserve_range(query)
         self.undo.set_class(attn, attention.Attention)
-        dtype = attention.attention_compute_dtype(self.config, self.unet.dtype)
-        integers = self.config.backend if self.config.attention == "int8" else None
+        dtype, integers = attention.dot_products(self.config, self.unet.dtype)
         self.undo.set_attribute(attn, "compute_dtype", dtype)
         self.undo.set_attribute(attn, "integer_backend", integers)
 
