@@ -185,8 +185,8 @@ def _markdown(rows, seconds):
     lines = [
         "# Coverage",
         "",
-        "Written by `python tests/pipeline_coverage.py`. Each row is diffusers' own pipeline with a small UNet",
-        f"of **random weights**, {STEPS} steps, run in float, converted (W8A8, ranges by timestep) and run",
+        "Written by `python tests/pipeline_coverage.py`. Each row is diffusers' own pipeline with a small",
+        f"UNet of **random weights**, {STEPS} steps, run in float, converted (W8A8, ranges by timestep) and run",
         "again from the same seed. PSNR is between the two images; random weights say nothing about how",
         "good they look. *Reloaded*: the saved UNet makes the same image, bit for bit. *Compiled*:",
         "graphs that `torch.compile(fullgraph=True)` made for all steps, and that the image has the same",
