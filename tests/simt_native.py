@@ -20,6 +20,9 @@ NOWHERE = (0, 0)
 GUARD = 512  # elements before and after an output: more than a row
 SENTINEL = 0xA5
 
+# What the shim pretends to be: see DeviceFacts of csrc/cuda/device.h.
+DEVICE = (80, 108, 166912, 167936, False)
+
 # Schedules x copy modes: (order, lazy copies). See simt_host.h.
 FORWARD, REVERSE, SHUFFLED, GREEDY = range(4)
 SCHEDULES = [(order, lazy) for order in range(4) for lazy in (False, True)]

@@ -13,9 +13,11 @@ sys.path.append(str(BENCH))
 import harness  # noqa: E402
 import kernels_vs_onednn  # noqa: E402
 import machine  # noqa: E402
+import sweep  # noqa: E402
 import unet_shapes  # noqa: E402
 
 from tfq import timing  # noqa: E402
+from tfq._ext import _C  # noqa: E402
 
 
 def test_alternatives_take_turns():
@@ -87,3 +89,14 @@ def test_kernels_against_onednn(shape):
     assert row["relative_difference"] <= kernels_vs_onednn.TOLERANCE
     assert len(kernels_vs_onednn.table_row(row)) == 9
     assert kernels_vs_onednn.totals([row], 2)["tfq_best_ms"] == row["tfq"]["best_ms"]
+
+
+def test_sweep_takes_what_the_choice_did_not_decline():
+    tile, splits, text = _C.cuda_choose_product(
+        512, 640, 2560, 4 << 20, (90, 132, 232448, 233472, True)
+    )
+    found = sweep.candidates(text)
+    assert found[0][:2] == (tile, splits)
+    assert [cycles for *_, cycles in found] == sorted(cycles for *_, cycles in found)
+    assert len(found) == sum("declined" not in line for line in text.splitlines())
+    assert {name for name, *_ in found} == set(_C.cuda_tiles())

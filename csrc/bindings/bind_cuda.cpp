@@ -105,9 +105,9 @@ void temporal_gather_dequantize(Address table, int64_t table_rows, int64_t width
 // one line a candidate).
 py::tuple choose_product(int64_t m, int64_t n, int64_t k, int64_t workspace,
                          const py::tuple& device) {
-  TFQ_CHECK(device.size() == 4, "device must have 4 entries, got ", device.size());
+  TFQ_CHECK(device.size() == 5, "device must have 5 entries, got ", device.size());
   const cuda::DeviceFacts facts{device[0].cast<int>(), device[1].cast<int>(), device[2].cast<int>(),
-                                device[3].cast<int>()};
+                                device[3].cast<int>(), device[4].cast<bool>()};
   const cuda::ProductChoice choice =
       cuda::choose_product("choose_product", {m, n, k, workspace}, facts);
   return py::make_tuple(cuda::kTiles[choice.tile].name, choice.splits, cuda::describe(choice));

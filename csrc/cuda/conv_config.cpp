@@ -23,8 +23,12 @@ ProductProblem conv_problem(const ConvGeometry& g, int64_t channels2, int64_t wo
                 g.upsample * g.in_w + g.pad_left + g.kernel_w < kMaxExtent,
             "conv2d_s8: CUDA kernels need images smaller than ", kMaxExtent, " on a side, got ",
             g.in_h, " x ", g.in_w, declined_by_all_tiles());
+  // A matrix already where a pixel's channels are a row of A, all of them and in order.
+  const bool matrix = g.kernel_h == 1 && g.kernel_w == 1 && g.stride_h == 1 && g.stride_w == 1 &&
+                      g.out_h == g.in_h && g.out_w == g.in_w && g.pad_top == 0 && g.pad_left == 0 &&
+                      g.upsample == 1 && channels2 == 0;
   return {g.batch * g.out_h * g.out_w, g.out_channels,
-          g.kernel_h * g.kernel_w * (g.channels + channels2), workspace};
+          g.kernel_h * g.kernel_w * (g.channels + channels2), workspace, !matrix};
 }
 
 }  // namespace tfq::cuda

@@ -5,7 +5,8 @@
 
 namespace tfq::cuda {
 
-// m = batch * out_h * out_w, n = out channels, k = kernel_h * kernel_w * (channels + channels2).
+// m = batch * out_h * out_w, n = out channels, k = kernel_h * kernel_w * (channels + channels2). An
+// image that is such a matrix as it lies in memory needs no gathering: `image` is false.
 // Throws std::invalid_argument if the kernels cannot gather such an image.
 ProductProblem conv_problem(const ConvGeometry& geometry, int64_t channels2, int64_t workspace);
 

@@ -7,7 +7,7 @@
 
 #include "cuda/activation.cuh"
 #include "cuda/elements.cuh"
-#include "cuda/main_loop_sm80.cuh"
+#include "cuda/product_tile.cuh"
 
 namespace tfq::cuda {
 
@@ -121,12 +121,12 @@ TFQ_DEVICE void finish_channels(const GemmLaunch& args, const Accumulators<Shape
   const int channel = tile_column * Shape::kBlockN + column / kChannelGroup * kChannelGroup +
                       8 * (lane % 4) + (Count == 4 && column % kChannelGroup ? 4 : 0);
   if (channel >= args.n) return;
-  const auto* facts = simt::shared_at<RowFacts>(0);
+  const auto* facts = simt::shared_at<RowFacts>(Shape::kScratch);
   ChannelFacts<Count> channels;
   channels.combine(args.epilogue, facts[0], channel);
 #pragma unroll
   for (int i = 0; i < 2 * Shape::kPiecesM; ++i) {
-    const int local = Shape::warp_row() + 8 * i + lane / 4;
+    const int local = Shape::piece_row(i / 2) + 8 * (i % 2) + lane / 4;
     const int row = tile_row * Shape::kBlockM + local;
     if (row >= args.m + (simt::fault(simt::kFaultStoreBeyondRows) ? 1 : 0)) continue;
     const RowFacts row_facts = facts[local];
@@ -150,11 +150,11 @@ TFQ_DEVICE void finish_tile(const GemmLaunch& args, const Accumulators<Shape>& a
   const bool uniform = first / group_rows == last / group_rows &&
                        (!e.temporal || first / sample_rows == last / sample_rows);
   static_assert(Shape::kBlockM <= Shape::kThreads);
-  simt::sync_block();  // every warp has left the last stage
-  const int row = first + simt::thread_index();
+  Shape::sync();  // every warp has left the scratch
+  const int row = first + Shape::thread();
   if (row <= last)
-    simt::shared_at<RowFacts>(0)[simt::thread_index()] = row_facts(args.epilogue, row);
-  simt::sync_block();
+    simt::shared_at<RowFacts>(Shape::kScratch)[Shape::thread()] = row_facts(args.epilogue, row);
+  Shape::sync();
 #pragma unroll
   for (int piece = 0; piece + 1 < Shape::kPiecesN; piece += 2)
     finish_channels<Shape, Geglu, 8>(args, acc, piece, tile_row, tile_column, uniform);
