@@ -44,14 +44,16 @@ _CONFIG_FLAGS = (
 _CONVERT = """\
 Convert a diffusers model to INT8 or INT4 and save it.
 
-The UNet of MODEL is calibrated on its own sampling runs, with the scheduler of the pipeline, and OUT
-becomes what MODEL is: a UNet's folder, or a pipeline's folder with everything else copied. Load it with
-`import tfq` and diffusers' from_pretrained. OUT is written whole or not at all.
+The UNet of MODEL is calibrated on its own sampling runs, with the scheduler of the pipeline; one that
+needs text through its pipeline, with --prompts. OUT becomes what MODEL is: a UNet's folder, or a
+pipeline's folder with everything else copied. Load it with `import tfq` and diffusers' from_pretrained.
+OUT is written whole or not at all.
 """
 _CONVERT_EXAMPLES = """\
 examples:
   tfq convert ddpm ddpm-int8                                   INT8, ranges by timestep
   tfq convert ddpm ddpm-int4 --weights int4 --reconstruction block --checkpoint state
+  tfq convert sd15 sd15-int8 --prompts prompts.txt --steps 20   a pipeline with text
   tfq convert unet unet-int8 --no-calibration                  a UNet alone, ranges at run time
 """
 _REPORT = """\
@@ -154,6 +156,11 @@ def _add_convert(commands):
     )
     calibration.add_argument(
         "--scheduler", metavar="FOLDER", help="scheduler's folder (default: that of the pipeline)"
+    )
+    calibration.add_argument(
+        "--prompts",
+        metavar="FILE",
+        help="typical prompts, one a line: a pipeline with text is run on them",
     )
     calibration.add_argument(
         "--no-calibration", action="store_true", help="dynamic ranges: needs no scheduler, no time"

@@ -196,7 +196,8 @@ def _markdown(rows, seconds):
         "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
-        compiled = f"{row.graphs} graph, {'same bits' if row.compiled_equal else 'other bits'}"
+        graphs = "1 graph" if row.graphs == 1 else f"{row.graphs} graphs"
+        compiled = f"{graphs}, {'same bits' if row.compiled_equal else 'other bits'}"
         lines.append(
             f"| {row.family} | {row.pipeline} | {row.scheduler} | {100 * row.native_share:.1f} % | "
             f"{row.decibels:.1f} dB | {'same bits' if row.reloaded else 'differs'} | {compiled} |"

@@ -97,14 +97,20 @@ def _stable_diffusion(cls, unet, scheduler=None, **more):
     )  # fmt: skip
 
 
+def _xl_unet(**settings):
+    unet = _unet(**_XL, **settings)
+    # As it is made the time embedding outweighs the added conditions, and an error in them is not seen.
+    torch.nn.init.normal_(unet.add_embedding.linear_2.weight, std=0.3)
+    return unet
+
+
 def _sdxl():
     projection = 6 * 8 + TEXT_WIDTH
     return diffusers.StableDiffusionXLPipeline(
         vae=_vae(), text_encoder=_text_encoder(), tokenizer=_tokenizer(),
         text_encoder_2=_text_encoder(CLIPTextModelWithProjection), tokenizer_2=_tokenizer(),
-        unet=_unet(
-            **_XL, cross_attention_dim=2 * TEXT_WIDTH,
-            projection_class_embeddings_input_dim=projection,
+        unet=_xl_unet(
+            cross_attention_dim=2 * TEXT_WIDTH, projection_class_embeddings_input_dim=projection,
         ),
         scheduler=diffusers.EulerDiscreteScheduler(), add_watermarker=False,
     )  # fmt: skip
@@ -114,7 +120,7 @@ def _sdxl_refiner():
     return diffusers.StableDiffusionXLImg2ImgPipeline(
         vae=_vae(), text_encoder=None, tokenizer=None,
         text_encoder_2=_text_encoder(CLIPTextModelWithProjection), tokenizer_2=_tokenizer(),
-        unet=_unet(**_XL, projection_class_embeddings_input_dim=5 * 8 + TEXT_WIDTH),
+        unet=_xl_unet(projection_class_embeddings_input_dim=5 * 8 + TEXT_WIDTH),
         scheduler=diffusers.EulerDiscreteScheduler(), requires_aesthetics_score=True,
         add_watermarker=False,
     )  # fmt: skip
@@ -237,7 +243,7 @@ _FAMILIES = {
         _text(image=_image, mask_image=_mask, height=IMAGE_SIZE, width=IMAGE_SIZE),
     ),
     "SDXL base": (_sdxl, _text()),
-    "SDXL refiner": (_sdxl_refiner, _text(image=_image)),
+    "SDXL refiner": (_sdxl_refiner, _text(image=_image, strength=0.9)),
     "SDXL Turbo": (_sdxl, _text(guidance_scale=0.0)),
     "LCM": (
         lambda: _stable_diffusion(

@@ -154,6 +154,21 @@ def test_pipeline_goes_through(folders, tmp_path, capsys):
     assert {path.name for path in out.parent.iterdir()} == {"pipeline"}, "nothing is left beside"
 
 
+def test_text_pipeline_calibrates_on_prompts(tmp_path, capsys):
+    pipelines = pytest.importorskip("pipelines", reason="no transformers: text pipelines not built")
+    pipelines.build("Stable Diffusion 1").save_pretrained(tmp_path / "sd15")
+    (tmp_path / "prompts.txt").write_text("a fox\n\n a harbour at dawn \n")
+    arguments = ["--prompts", tmp_path / "prompts.txt", "--steps", "2", "--precision", "uniform"]
+    printed = output(capsys, "convert", tmp_path / "sd15", tmp_path / "int8", *arguments)
+    assert "2-timestep ranges" in printed or "3-timestep ranges" in printed
+    expected = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "sd15")
+    config = TfqConfig(precision="uniform")
+    tfq.convert(expected, config, prompts=["a fox", "a harbour at dawn"], num_inference_steps=2)
+    loaded = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "int8")
+    call = inputs(expected.unet)
+    assert_same_bits(run(loaded.unet, call), run(expected.unet, call))
+
+
 def test_interrupted_conversion_writes_nothing(folders, tmp_path, capsys, monkeypatch):
     def interrupt(*arguments, **settings):
         raise KeyboardInterrupt("run again with checkpoint='state' to continue")
@@ -233,7 +248,8 @@ def test_info_as_json(capsys):
         (["convert", "{unet}", "{out}", "--dtype", "float16"],
          "--dtype must be one of float32, bfloat16, got 'float16'"),
         (["convert", "{unet}", "{out}", "--steps", "0"], "num_inference_steps must be at least 1, got 0"),
-        (["convert", "{text}", "{out}"], "the model needs encoder_hidden_states: pass calibration="),
+        (["convert", "{text}", "{out}"], "'{text}' needs text to calibrate with: give --prompts FILE, or"),
+        (["convert", "{text}", "{out}", "--prompts", "x"], "--prompts needs the folder of a whole pipeline"),
         (["convert", "{unet}", "{out}", "--threads", "0"], "--threads must be at least 1, got 0"),
         (["report", "{unet}"], "'{unet}' is not converted: convert it with `tfq convert {unet} OUT`"),
         (["report", "{converted}", "--output", "r.txt"], "path must end in .json, .html, .png"),

@@ -4,7 +4,6 @@ LoRA (peft) puts a wrapper in the place of a layer, IP-Adapters put layers into 
 These side paths stay as they are, and no plan or file names them.
 """
 
-import torch
 from diffusers.models.attention_processor import Attention
 from diffusers.models.embeddings import MultiIPAdapterImageProjection
 
@@ -52,11 +51,8 @@ def _is_adapter(parent, name, child):
 
 
 def is_untouched(*modules):
-    """Whether calling these modules does no more than their class says: no hook, no patched forward.
-
-    torch.export patches every forward while it traces; a program has no hooks.
-    """
-    return torch.compiler.is_exporting() or not any(
+    """Whether calling these modules does no more than their class says: no hook, no patched forward."""
+    return not any(
         module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__
         for module in modules
     )

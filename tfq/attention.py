@@ -32,7 +32,7 @@ class Attention(FloatAttention):
 
     ``compute_dtype`` is the dtype of queries, keys and values, None that of the hidden states;
     ``integer_backend`` the backend of the dot products on integers, None: they are float. A masked
-    attention always is.
+    attention always is, and one on CUDA, where the native backend has no kernel for it.
     """
 
     compute_dtype = None
@@ -106,7 +106,8 @@ class Attention(FloatAttention):
 
     def _attend(self, query, key, value, attention_mask):
         """``softmax(QK)V`` of ``(batch, tokens, heads * width)``, of the same shape as `query`."""
-        if self.integer_backend is not None and attention_mask is None:
+        on_integers = self.integer_backend == "reference" or (self.integer_backend and query.is_cpu)
+        if on_integers and attention_mask is None:
             return backends.get(self.integer_backend).attention_s8(query, key, value, self.heads)
         query, key, value = (
             x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (query, key, value)
@@ -224,10 +225,17 @@ def is_standard_feed_forward(ff):
     return len(ff.net) == 3 and type(ff.net[0]) is GEGLU
 
 
-def attention_compute_dtype(config, dtype):
-    """Dtype of the float dot products of attention: bfloat16 where the CPU multiplies it natively."""
-    if config.attention != "auto" or config.backend == "reference":
-        return None
-    capabilities = torch.backends.cpu.get_cpu_capability()
-    bf16 = "AVX512" in capabilities and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return torch.bfloat16 if bf16 and dtype is torch.float32 else None
+def dot_products(config, dtype):
+    """(compute_dtype, integer_backend) of an :class:`Attention` in a model of `dtype`.
+
+    "auto" is bfloat16 where the CPU multiplies it natively, else integers.
+    """
+    if config.attention == "int8":
+        return None, config.backend
+    if config.attention == "float" or config.backend == "reference":
+        return None, None
+    # oneDNN calls bfloat16 supported where it only emulates it, at a fraction of float32's speed.
+    has_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    if has_bf16 and "AVX512" in torch.backends.cpu.get_cpu_capability():
+        return torch.bfloat16 if dtype is torch.float32 else None, None
+    return None, config.backend if config.activations == "int8" else None

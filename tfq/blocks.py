@@ -16,6 +16,8 @@ from torch.nn import functional as F
 from tfq.adapters import is_untouched
 from tfq.attention import Attention
 from tfq.nn import Conv2d, ShortcutConv2d
+from tfq.ops._checks import is_traced
+from tfq.ops.resnet import resnet_block
 
 _ASYMMETRIC_PADDING = (0, 1, 0, 1)
 
@@ -63,6 +65,44 @@ class ResnetBlock2D(resnet.ResnetBlock2D):
         joined = x if skip is None else torch.cat([x, skip], dim=1)
         return joined if self.conv_shortcut is None else _channels_last(self.conv_shortcut(joined))
 
+    def _is_one_call(self, x, skip):
+        """Whether the native kernels may run one after another without returning to Python."""
+        layers = [self.conv1, self.conv2]
+        sources = (x.shape[1],) if skip is None else (x.shape[1], skip.shape[1])
+        shortcut = self.conv_shortcut
+        if shortcut is not None:
+            if not isinstance(shortcut, ShortcutConv2d) or not is_untouched(shortcut):
+                return False
+            if shortcut.sources != sources:
+                return False
+            layers.append(shortcut)
+        elif skip is not None:
+            return False
+        return (
+            x.is_cpu
+            and not is_traced(x)
+            and all(layer.backend == "native" and layer.input.recorder is None for layer in layers)
+        )
+
+    def _one_call(self, x, row, skip, temporal, affine):
+        def norm(module, layer, affine=None):
+            weight, bias = (module.weight, module.bias) if affine is None else affine
+            return weight, bias, module.num_groups, module.eps, layer.input.qparams(row)
+
+        shortcut = self.conv_shortcut
+        return resnet_block(
+            x, norm(self.norm1, self.conv1), self.conv1.operands(),
+            norm(self.norm2, self.conv2, affine), self.conv2.operands(), x2=skip, temporal=temporal,
+            shortcuts=() if shortcut is None else shortcut.source_operands(),
+        )  # fmt: skip
+
+    def _calls(self, x, row, skip, temporal, affine):
+        q = self.conv1.input.group_norm(self.norm1, x, row, x2=skip)
+        hidden = self.conv1.product(*q, temporal=temporal, out_dtype=x.dtype)
+        q = self.conv2.input.group_norm(self.norm2, hidden, row, affine=affine)
+        residual = self._shortcut(x, skip)
+        return self.conv2.product(*q, residual=residual, out_dtype=x.dtype)
+
     def is_fused(self):
         """Whether the kernels run as one unit."""
         return (
@@ -106,11 +146,8 @@ class ResnetBlock2D(resnet.ResnetBlock2D):
         affine, temporal = None, feature
         if self.time_embedding_norm == "scale_shift":
             affine, temporal = feature.chunk(2, dim=1), None
-
-        q = self.conv1.input.group_norm(self.norm1, x, row, x2=skip)
-        hidden = self.conv1.product(*q, temporal=temporal, out_dtype=x.dtype)
-        q = self.conv2.input.group_norm(self.norm2, hidden, row, affine=affine)
-        return self.conv2.product(*q, residual=self._shortcut(x, skip), out_dtype=x.dtype)
+        run = self._one_call if self._is_one_call(x, skip) else self._calls
+        return run(x, row, skip, temporal, affine)
 
 
 class Downsample2D(FloatDownsample2D):

@@ -10,6 +10,7 @@ import inspect
 
 import torch
 
+from tfq.distributed import failing_together, gather, is_mine
 from tfq.shapes import example_inputs
 
 DEFAULT_STEPS = 50
@@ -121,13 +122,27 @@ def run_trajectory(unet, scheduler, num_inference_steps, images, seed, progress=
             progress(done, len(trajectory.timesteps), "calibration")
 
 
-def run_calibration(unet, calibration, scheduler, num_inference_steps, config, progress=None):
-    """Drive the lowered model through its calibration calls."""
+def run_calibration(
+    unet,
+    calibration,
+    scheduler,
+    num_inference_steps,
+    config,
+    progress=None,
+    begin=lambda unit: None,
+):
+    """Drive the lowered model through its calibration calls: those that are this process's to make.
+
+    ``begin(unit)`` is called before each trajectory, or before each call of an iterable; a function is
+    one unit, which every process does.
+    """
     if callable(calibration):
+        begin(0)
         calibration(unet)
         return
     if isinstance(calibration, int) or calibration is None:
-        for trajectory in range(1 if calibration is None else calibration):
+        for trajectory in filter(is_mine, range(1 if calibration is None else calibration)):
+            begin(trajectory)
             run_trajectory(
                 unet,
                 scheduler,
@@ -159,7 +174,9 @@ def run_calibration(unet, calibration, scheduler, num_inference_steps, config, p
                 f"convert: calibration yields a dict that lacks {', '.join(map(repr, missing))}, which "
                 f"{type(unet).__name__}.forward needs"
             )
-        unet(**kwargs)
+        if is_mine(calls):
+            begin(calls)
+            unet(**kwargs)
         calls += 1
         if progress is not None:
             progress(calls, total, "calibration")
@@ -179,7 +196,11 @@ def record_calls(unet, calibration, scheduler, num_inference_steps, config, prog
         Keyword arguments of ``unet.forward``, tensors on the device they came on.
     """
     names = tuple(inspect.signature(type(unet).forward).parameters)[1:]
-    calls = []
+    units, calls = {}, []
+
+    def begin(unit):
+        nonlocal calls
+        calls = units[unit] = []
 
     def record(module, args, kwargs):
         call = {**dict(zip(names, args, strict=False)), **kwargs}
@@ -187,10 +208,13 @@ def record_calls(unet, calibration, scheduler, num_inference_steps, config, prog
 
     handle = unet.register_forward_pre_hook(record, with_kwargs=True)
     try:
-        run_calibration(unet, calibration, scheduler, num_inference_steps, config, progress)
+        with failing_together():
+            run_calibration(
+                unet, calibration, scheduler, num_inference_steps, config, progress, begin
+            )
     finally:
         handle.remove()
-    return calls
+    return [call for unit in gather(units).values() for call in unit]
 
 
 def spread_images(calls, count):

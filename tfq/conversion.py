@@ -6,6 +6,7 @@ from tfq import calibrate, checks, pipelines, ranges, sensitivity
 from tfq.adapters import base_modules
 from tfq.config import TfqConfig
 from tfq.diffusers_quantizer import mark_converted
+from tfq.distributed import failing_together
 from tfq.lowering import Lowering, Undo
 from tfq.plan import plan_layers
 from tfq.reconstruct import reconstruct_blocks
@@ -41,6 +42,10 @@ def convert(
     checkpoint=None,
 ):
     """Convert a diffusion UNet to INT8, in place.
+
+    In the processes of an initialized ``torch.distributed`` group, each with the same model and
+    arguments, the trajectories of ``calibration=int`` and the calls of an iterable are dealt out; every
+    process gets the model that one process alone would make.
 
     Parameters
     ----------
@@ -138,11 +143,11 @@ class _Calibration:
                 raise ValueError("convert: calibration made no call of the UNet")
         return self.calls
 
-    def run(self, model):
+    def run(self, model, begin):
         """Run the lowered model: through the recorded calls, or on its own."""
         calibration = self.calibration if self.calls is None else self.calls
         calibrate.run_calibration(
-            model, calibration, self.scheduler, self.steps, self.config, self.progress
+            model, calibration, self.scheduler, self.steps, self.config, self.progress, begin
         )
 
     def timesteps(self):
@@ -161,11 +166,13 @@ def _convert(model, config, source, kind, checkpoint, undo):
             f"convert: nothing to convert: all {len(plans)} layers stay float, e.g. {plans[0].name} "
             f"({plans[0].reason})"
         )
+    shifts = {}
     if config.precision == "auto" and source.can_run(model):
         calls = source.record(model)
-        errors = sensitivity.estimate_errors(model, plans, calls, config, source.progress)
-        sensitivity.refine_plans(plans, errors, config)
-    weight_of = _weight_source(model, plans, config, source, checkpoint)
+        estimates = sensitivity.estimate_errors(model, plans, calls, config, source.progress)
+        sensitivity.refine_plans(plans, estimates, config)
+        shifts = sensitivity.bias_shifts(plans, estimates, config)
+    weight_of = _weight_source(model, plans, shifts, config, source, checkpoint)
     float_features, float_modules = FloatFeatures(model), base_modules(model)
     lowered = Lowering(model, config, plans, undo).run()
     _load_weights(lowered.layers, plans, float_modules, weight_of)
@@ -187,8 +194,11 @@ def _convert(model, config, source, kind, checkpoint, undo):
         embedding.finish(config.drop_tib)
 
 
-def _weight_source(model, plans, config, source, checkpoint):
-    """Function of a LayerPlan -> (parts of its weight as QuantizedWeight, bias or None)."""
+def _weight_source(model, plans, shifts, config, source, checkpoint):
+    """Function of a LayerPlan -> (parts of its weight as QuantizedWeight, bias or None).
+
+    Weights rounded to nearest take back their mean error where the layer has a bias to do it with.
+    """
     converted = [plan for plan in plans if plan.converted]
     if config.reconstruction == "block":
         return _reconstruct(model, converted, config, source, checkpoint)
@@ -196,9 +206,12 @@ def _weight_source(model, plans, config, source, checkpoint):
 
     def nearest(plan):
         # Rounded when it is packed, layer by layer: the integers of all layers never exist twice.
-        weight = modules[plan.name].weight.detach()
+        layer = modules[plan.name]
+        weight, bias = layer.weight.detach(), None
+        if layer.bias is not None and plan.name in shifts:
+            bias = layer.bias.detach().float() - shifts[plan.name].to(layer.bias.device)
         parts = weight.split(plan.sources, dim=1) if plan.sources else (weight,)
-        return [quantize_weight(part, plan.weight_bits) for part in parts], None
+        return [quantize_weight(part, plan.weight_bits) for part in parts], bias
 
     return nearest
 
@@ -259,11 +272,13 @@ def _install_rows(model, lowered, config, source, kind):
         quantizer.recorder = recorder
     handle = embedding.register_forward_pre_hook(recorder.see)
     try:
-        source.run(model)
+        with failing_together():
+            source.run(model, recorder.begin)
     finally:
         handle.remove()
         for quantizer in quantizers:
             quantizer.recorder = None
+    recorder.share(quantizers)
     ranges.install_ranges(embedding, quantizers, recorder, kind)
 
 

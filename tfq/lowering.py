@@ -155,9 +155,12 @@ class Lowering:
             self._fuse_attention(name, module, name in aware)
             self._fuse_transformer(name, module)
         self._install_rows(fused, stripped)
-        hook = self.unet.conv_in.register_forward_pre_hook(_channels_last_input)
-        self.undo.add(hook.remove)
+        self._hook(self.unet.conv_in.register_forward_pre_hook, _channels_last_input)
+        self._hook(self.unet.conv_out.register_forward_hook, _contiguous_output)
         return self
+
+    def _hook(self, register, hook):
+        self.undo.add(register(hook).remove)
 
     def _has(self, *names):
         return all(name in self.plans for name in names)
@@ -255,8 +258,7 @@ class Lowering:
             if sees_rows:
                 self._reserve_range(query)
         self.undo.set_class(attn, attention.Attention)
-        dtype = attention.attention_compute_dtype(self.config, self.unet.dtype)
-        integers = self.config.backend if self.config.attention == "int8" else None
+        dtype, integers = attention.dot_products(self.config, self.unet.dtype)
         self.undo.set_attribute(attn, "compute_dtype", dtype)
         self.undo.set_attribute(attn, "integer_backend", integers)
 
@@ -318,16 +320,21 @@ class Lowering:
             self.undo.set_child(condition, "time_proj", self.unet.time_proj)
         if is_class and config.get("class_embeddings_concat"):
             width = 0
-        for hook in (
-            condition.register_forward_pre_hook(temporal.ConditionInputs()),
-            condition.register_forward_hook(temporal.PadToRow(width)),
-        ):
-            self.undo.add(hook.remove)
+        self._hook(condition.register_forward_pre_hook, temporal.ConditionInputs())
+        self._hook(condition.register_forward_hook, temporal.PadToRow(width))
 
 
 def _channels_last_input(conv, args):
     """Forward pre-hook of the first convolution, which torch sums otherwise in another layout."""
     return (args[0].contiguous(memory_format=torch.channels_last), *args[1:])
+
+
+def _contiguous_output(conv, args, output):
+    """Forward hook of the last convolution: the layout that a float model's callers know.
+
+    A scheduler would hand channels_last back, for which a compiled model is compiled again.
+    """
+    return output.contiguous()
 
 
 def _is_affine_group_norm(norm):

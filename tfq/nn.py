@@ -111,22 +111,30 @@ class _QuantizedLayer:
                 f"{type(self).__name__} {self.name}: input must have {expected} channels, got {channels}"
             )
 
-    def _operands(self, suffix=""):
-        """Weight operands of a product: positional ones, keywords."""
-        packed = tuple(
-            getattr(self, f"weight_{part}{suffix}") for part in ("packed", "scale", "sum")
+    def operands(self, suffix=""):
+        """(packed weight, scale, sum, zero-point or None, bias) of a product; `suffix` names a part."""
+        buffers = self._buffers
+        return (
+            buffers[f"weight_packed{suffix}"],
+            buffers[f"weight_scale{suffix}"],
+            buffers[f"weight_sum{suffix}"],
+            buffers.get(f"weight_zero_point{suffix}"),
+            self._parameters["bias"],
         )
-        if self.weight_bits == 8:
-            return packed, {}
-        return packed, {"weight_zero_point": getattr(self, f"weight_zero_point{suffix}")}
+
+    def _product(self, operation, q, qparams, suffix="", **epilogue):
+        weight, scale, weight_sum, zero_point, bias = self.operands(suffix)
+        if zero_point is not None:
+            epilogue["weight_zero_point"] = zero_point
+        product = getattr(backends.get(self.backend), operation)
+        return product(
+            q, qparams, weight, scale, weight_sum, epilogue.pop("bias", bias), **epilogue
+        )
 
     def token_product(self, q, qparams, **epilogue):
         """The layer (a Linear, a 1x1 Conv2d) on quantized tokens; keywords as :func:`tfq.ops.gemm_s8`."""
         self._check_channels(q.shape[-1])
-        weight, keywords = self._operands()
-        return backends.get(self.backend).gemm_s8(
-            q, qparams, *weight, self.bias, **epilogue, **keywords
-        )
+        return self._product("gemm_s8", q, qparams, **epilogue)
 
 
 class Linear(_QuantizedLayer, nn.Linear):
@@ -192,10 +200,9 @@ class Conv2d(_QuantizedConv):
     def product(self, q, qparams, padding=None, **epilogue):
         """The layer on a quantized input; keywords as :func:`tfq.ops.conv2d_s8`."""
         self._check_channels(q.shape[1])
-        weight, keywords = self._operands()
-        return backends.get(self.backend).conv2d_s8(
-            q, qparams, *weight, self.bias, kernel_size=self.kernel_size, stride=self.stride,
-            padding=self.pads if padding is None else padding, **epilogue, **keywords,
+        return self._product(
+            "conv2d_s8", q, qparams, kernel_size=self.kernel_size, stride=self.stride,
+            padding=self.pads if padding is None else padding, **epilogue,
         )  # fmt: skip
 
 
@@ -238,18 +245,20 @@ class ShortcutConv2d(_QuantizedConv):
             inputs = (x, x2)
         else:
             inputs = torch.cat([x, x2], dim=1).split(self.sources, dim=1)
-        operations = backends.get(self.backend)
         out, bias = None, self.bias
         for index, source in enumerate(inputs):
-            tokens = image_tokens(source)
-            weight, keywords = self._operands(f"_{index}")
             last = index == len(inputs) - 1
-            out = operations.gemm_s8(
-                *self.input.quantize(tokens), *weight, bias, residual=out,
-                out_dtype=x.dtype if last else torch.float32, **keywords,
+            out = self._product(
+                "gemm_s8", *self.input.quantize(image_tokens(source)), suffix=f"_{index}", bias=bias,
+                residual=out, out_dtype=x.dtype if last else torch.float32,
             )  # fmt: skip
             bias = None
         return token_image(out, x.shape[2:])
+
+    def source_operands(self):
+        """:meth:`operands` of each source; the bias is the first one's."""
+        parts = [self.operands(suffix) for suffix, _ in self._parts()]
+        return parts[:1] + [(*part[:-1], None) for part in parts[1:]]
 
 
 def image_tokens(image):

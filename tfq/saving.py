@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import os
 import pathlib
+import re
 import shutil
 import typing
 import uuid
@@ -284,6 +285,14 @@ def _replace_folder(folder, new, old):
     shutil.rmtree(old)
 
 
+def _origin(unet):
+    """What the card's header says of the float model, if it came from the Hub and not from a folder."""
+    name = unet.config.get("_name_or_path") or ""
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or pathlib.Path(name).exists():
+        return ""
+    return f"base_model: {name}\nbase_model_relation: quantized\n"
+
+
 def _model_card(unet, conversion):
     # Here, because reports are not needed to load a model.
     from tfq.reporting import report
@@ -294,7 +303,7 @@ def _model_card(unet, conversion):
     rows = f"{len(conversion.timesteps)} timesteps" if conversion.timesteps else "no table"
     return f"""---
 library_name: diffusers
-tags:
+{_origin(unet)}tags:
 - tfq
 - quantized
 ---

@@ -5,11 +5,14 @@ import pathlib
 import shutil
 import time
 
+from diffusers import UNet2DConditionModel
+
 import tfq
 from tfq.commands.configuration import read_config
 from tfq.commands.folders import ModelFolder, parse_dtype, set_threads
 from tfq.conversion import convert
 from tfq.progress import progress_bar
+from tfq.reporting import weight_bytes
 from tfq.saving import replaced_folder
 
 
@@ -41,7 +44,8 @@ class Converted:
 
 
 def run(
-    model, out, overwrite, dtype, steps, scheduler, no_calibration, checkpoint, config, threads, **options
+    model, out, overwrite, dtype, steps, scheduler, prompts, no_calibration, checkpoint, config, threads,
+    **options,
 ):  # fmt: skip
     """Convert `model` and write `out`; `options` are fields of TfqConfig.
 
@@ -56,20 +60,19 @@ def run(
     set_threads(threads)
     if source.is_converted:
         raise ValueError(f"{model!r} is converted already; give the float model")
-    sampler = None if no_calibration else source.load_scheduler()
-    if sampler is None and not no_calibration:
-        raise ValueError(
-            f"{model!r} has no scheduler to calibrate with: give --scheduler FOLDER, or --no-calibration "
-            f"for ranges at run time"
-        )
-    unet = source.load_unet(parse_dtype(dtype))
-    float_bytes = tfq.reporting.weight_bytes(unet)
+    dtype = parse_dtype(dtype)
+    if prompts is None:
+        whole = source.load_unet(dtype)
+        calibration = {} if no_calibration else _own_trajectory(model, source, whole, steps)
+    else:
+        whole = source.load_pipeline(dtype)
+        calibration = {"prompts": _read_prompts(prompts), "num_inference_steps": steps}
+        calibration["scheduler"] = source.load_scheduler()
+    unet = whole if prompts is None else whole.unet
+    float_bytes = weight_bytes(unet)
     started = time.perf_counter()
     with progress_bar() as progress:
-        calibration = {} if sampler is None else {"num_inference_steps": steps}
-        convert(
-            unet, settings, scheduler=sampler, progress=progress, checkpoint=checkpoint, **calibration
-        )  # fmt: skip
+        convert(whole, settings, progress=progress, checkpoint=checkpoint, **calibration)
     seconds = time.perf_counter() - started
     if source.is_pipeline:
         with replaced_folder(target) as partial:
@@ -84,8 +87,29 @@ def run(
     return Converted(
         out, seconds, float_bytes, report["weight_bytes"], report["native_mac_share"],
         sum(layer["path"] == "torch" for layer in report["layers"]),
-        "dynamic" if sampler is None else f"{len(unet._tfq_conversion.timesteps)}-timestep",
+        "dynamic" if no_calibration else f"{len(unet._tfq_conversion.timesteps)}-timestep",
     )  # fmt: skip
+
+
+def _own_trajectory(model, source, unet, steps):
+    """Arguments of a conversion that calibrates on the UNet's own sampling."""
+    scheduler = source.load_scheduler()
+    if scheduler is None:
+        raise ValueError(
+            f"{model!r} has no scheduler to calibrate with: give --scheduler FOLDER, or --no-calibration "
+            f"for ranges at run time"
+        )
+    if isinstance(unet, UNet2DConditionModel):
+        raise ValueError(
+            f"{model!r} needs text to calibrate with: give --prompts FILE, or --no-calibration for ranges "
+            f"at run time"
+        )
+    return {"scheduler": scheduler, "num_inference_steps": steps}
+
+
+def _read_prompts(file):
+    lines = pathlib.Path(file).read_text(encoding="utf-8").splitlines()
+    return [line.strip() for line in lines if line.strip()]
 
 
 def _check_target(source, target, overwrite):

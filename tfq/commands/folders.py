@@ -80,6 +80,18 @@ class ModelFolder:
         unet = model_class.from_pretrained(self.unet, torch_dtype=dtype, local_files_only=True)
         return unet.eval()
 
+    def load_pipeline(self, dtype):
+        """The whole pipeline; ValueError if the folder is a UNet's."""
+        if not self.is_pipeline:
+            raise ValueError(
+                f"--prompts needs the folder of a whole pipeline (model_index.json), got {str(self.root)!r}"
+            )
+        pipeline = diffusers.DiffusionPipeline.from_pretrained(
+            self.root, torch_dtype=dtype, local_files_only=True
+        )
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
     def load_scheduler(self):
         """The scheduler; None if there is none."""
         if self.scheduler is None:
