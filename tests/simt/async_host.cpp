@@ -155,6 +155,8 @@ void wait_barrier(uint32_t offset, uint32_t parity) {
 }
 
 void queue_bulk_copy(uint32_t barrier, uint32_t target, uint32_t bytes, std::function<void()> copy) {
+  constexpr uint32_t kAlignment = 128;
+  if (target % kAlignment) fail("a bulk copy needs a target that is a multiple of 128");
   barrier_at(barrier);
   unsigned char* to = shared_bytes(target, bytes);
   if (!options().lazy_copies) {
