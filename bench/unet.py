@@ -88,12 +88,12 @@ def build_arms(names, unet, scheduler, inputs):
             bits = 4 if "-w4" in name else 8
             label = f"tfq W{bits}A8 ({str(dtype).removeprefix('torch.')})"
             arms[label] = converted(dtype, f"int{bits}")
-        elif name in ("openvino-bf16", "openvino-int8"):
+        elif name in ("openvino-float", "openvino-int8"):
             import openvino_arm
 
-            arms[f"OpenVINO {name.removeprefix('openvino-')}"] = (
-                openvino_arm.compile_unet(unet, inputs, name.endswith("int8")), {}
-            )  # fmt: skip
+            call, hint = openvino_arm.compile_unet(unet, inputs, name.endswith("int8"))
+            label = f"OpenVINO {name.removeprefix('openvino-')} ({hint} hint)"
+            arms[label] = call, {"precision_hint": hint}
         else:
             sys.exit(f"unknown arm {name!r}")
     return arms

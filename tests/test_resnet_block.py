@@ -114,4 +114,4 @@ def test_errors():
     with pytest.raises(ValueError, match="12 channels do not divide into 5 groups"):
         resnet.resnet_block(x, (*norm1[:2], 5, *norm1[3:]), conv1, norm2, conv2, **keywords)
     with pytest.raises(ValueError, match="packed weight for n=12, k=108"):
-        resnet.resnet_block(x, norm1, operands(12, 13), norm2, conv2, **keywords)
+        resnet.resnet_block(x, norm1, operands(12, 15), norm2, conv2, **keywords)
