@@ -12,6 +12,7 @@ set(TFQ_CUDA_SOURCES
   csrc/cuda/gemm_config.cpp)
 set(_tfq_cuda_kernels
   csrc/cuda/conv2d_s8_sm80.cu
+  csrc/cuda/conv2d_s8_sm90.cu
   csrc/cuda/gemm_s8_sm80.cu
   csrc/cuda/gemm_s8_sm90.cu
   csrc/cuda/image_quantize.cu

@@ -91,7 +91,7 @@ class Simt:
 
         def call(n, weight, epilogue, native_options):
             self.native.cuda_gemm_s8(
-                x.data_ptr(), rows, n, k, weight.data_ptr(), epilogue, native_options, NOWHERE
+                x.data_ptr(), rows, n, k, weight.data_ptr(), epilogue, (*native_options, 0), NOWHERE
             )
 
         return self._product((rows,), call, *operands, **options)
@@ -109,13 +109,14 @@ class Simt:
                 upsample,
             )  # fmt: skip
             second = (0, 0) if x2 is None else (x2.data_ptr(), x2.shape[1])
+            sums = _cuda.tap_sums(weight, n, kernel[0] * kernel[1], channels + second[1])
             self.native.cuda_conv2d_s8(
                 x.data_ptr(),
                 *second,
                 geometry,
                 weight.data_ptr(),
                 epilogue,
-                native_options,
+                (*native_options, sums.data_ptr()),
                 NOWHERE,
             )
 

@@ -4,7 +4,7 @@ import inspect
 
 import pytest
 import torch
-from coverage import PUBLISHED, ROWS, cover, native_share, psnr
+from pipeline_coverage import PUBLISHED, ROWS, cover, native_share, psnr
 from pipelines import build, calibrate_and_convert, sample
 from tolerance import MIN_PIPELINE_PSNR, assert_signal_to_noise
 

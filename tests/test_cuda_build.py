@@ -19,7 +19,7 @@ from tfq._ext import _C
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 KERNELS = ROOT / "csrc" / "cuda"
-SM90 = "gemm_s8_sm90"
+SM90 = ("gemm_s8_sm90", "conv2d_s8_sm90")
 SOURCES = ("gemm_s8_sm80", "conv2d_s8_sm80", "image_quantize", "row_quantize", "temporal_gather")
 # SASS for each, 90a as such; PTX for what comes later.
 ARCHS = ("80", "86", "89", "90a", "120")
@@ -125,30 +125,35 @@ def test_products_use_tensor_cores_and_wide_copies(built, source, arch):
 
 def sm90_tile(kernel):
     """(block_m, block_n, warpgroups that multiply) of a kernel's tile."""
-    tile = _C.cuda_tiles()[int(re.search(r"gemm_s8_sm90ILi(\d+)E", kernel).group(1))]
+    tile = _C.cuda_tiles()[int(re.search(r"_s8_sm90ILi(\d+)E", kernel).group(1))]
     block_m, block_n, _, warpgroups = map(int, re.findall(r"\d+", tile))
     return block_m, block_n, warpgroups
 
 
 @pytest.fixture(scope="module")
 def hopper(tmp_path_factory):
-    """Path of the machine code of Hopper's kernels, and their facts."""
+    """Source of Hopper's kernels -> path of the machine code, and its facts."""
     folder = tmp_path_factory.mktemp("hopper")
-    facts = compile_one(tool("nvcc"), folder, SM90, "90a")
-    return folder / f"{SM90}.90a.cubin", facts
+    return {
+        source: (folder / f"{source}.90a.cubin", compile_one(tool("nvcc"), folder, source, "90a"))
+        for source in SM90
+    }
 
 
-def test_hopper_registers(hopper):
-    facts = hopper[1]
-    assert len(facts) == 10
+@pytest.mark.parametrize("source", SM90)
+def test_hopper_registers(hopper, source):
+    facts = hopper[source][1]
+    assert len(facts) == (10 if source.startswith("gemm") else 5)
     for registers, spilled, kernel in facts:
         assert spilled == 0, f"{kernel} spills {spilled} bytes"
         assert registers <= SM90_REGISTERS[sm90_tile(kernel)[2] + 1], (kernel, registers)
 
 
-def test_hopper_multiplies_with_wgmma_and_copies_with_tma(hopper):
-    kernels = instructions(tool("nvdisasm"), hopper[0])
-    assert len(kernels) == 10
+@pytest.mark.parametrize("source", SM90)
+def test_hopper_multiplies_with_wgmma_and_copies_with_tma(hopper, source):
+    kernels = instructions(tool("nvdisasm"), hopper[source][0])
+    assert len(kernels) == (10 if source.startswith("gemm") else 5)
+    copies = ["UTMALDG.2D"] if source.startswith("gemm") else ["UTMALDG.2D", "UTMALDG.4D.IM2COL"]
     for name, counts in kernels.items():
         block_m, block_n, warpgroups = sm90_tile(name)
         # One k-block: depth 128 is four instructions of 64 x N x 32. The loop may be unrolled.
@@ -158,7 +163,8 @@ def test_hopper_multiplies_with_wgmma_and_copies_with_tma(hopper):
         assert multiplies == total(counts, "IGMMA") == per_block * batches > 0, (name, counts)
         # A wait for each batch, and one for the last: not one for each instruction.
         assert total(counts, "WARPGROUP.DEPBAR") == batches + 1, (name, counts)
-        assert total(counts, "UTMALDG.2D") > 0 and total(counts, "LDGSTS") == 0, name
+        assert all(total(counts, copy) > 0 for copy in copies), (name, counts)
+        assert total(counts, "LDGSTS") == 0, name
         assert total(counts, "IMMA") == 0, name
         assert (total(counts, "USETMAXREG") == 2) == (warpgroups == 2), name
         assert total(counts, "LDL") == total(counts, "STL") == 0, f"{name} uses local memory"
@@ -166,10 +172,11 @@ def test_hopper_multiplies_with_wgmma_and_copies_with_tma(hopper):
 
 
 @pytest.mark.parametrize("arch", ["80", "90"])
-def test_hopper_kernels_are_empty_for_other_cards(tmp_path, arch):
-    facts = compile_one(tool("nvcc"), tmp_path, SM90, arch)
-    assert len(facts) == 10
-    counts = instructions(tool("nvdisasm"), tmp_path / f"{SM90}.{arch}.cubin")
+@pytest.mark.parametrize("source", SM90)
+def test_hopper_kernels_are_empty_for_other_cards(tmp_path, source, arch):
+    compile_one(tool("nvcc"), tmp_path, source, arch)
+    counts = instructions(tool("nvdisasm"), tmp_path / f"{source}.{arch}.cubin")
+    assert counts
     assert all(counter.total() - counter["NOP"] < 10 for counter in counts.values())
 
 

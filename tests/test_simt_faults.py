@@ -161,3 +161,7 @@ class TestHopper:
 
     def test_another_swizzle_than_the_copy_has(self, simt):
         assert "right" not in hopper_outcomes(simt, WRONG_SWIZZLE).values()
+
+    def test_padding_with_zero_bytes(self, simt):
+        seen = outcomes(simt, PADDING_IS_ZERO, function="conv2d_s8", tile="64x160x128_wg1")
+        assert set(seen.values()) == {"wrong"}

@@ -287,7 +287,7 @@ def _replace_folder(folder, new, old):
 
 def _origin(unet):
     """What the card's header says of the float model, if it came from the Hub and not from a folder."""
-    name = unet.config.get("_name_or_path") or ""
+    name = str(unet.config.get("_name_or_path") or "")  # a path where it was loaded from one
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or pathlib.Path(name).exists():
         return ""
     return f"base_model: {name}\nbase_model_relation: quantized\n"

@@ -28,7 +28,8 @@ static_assert(sizeof(kEntries) / sizeof(kEntries[0]) == kTileCountSm80);
 void conv2d_s8(const ConvArgs& args, const uint8_t* x2, int64_t channels2,
                const ProductOptions& options, const Launch& launch) {
   const ConvGeometry& g = args.geometry;
-  const ProductProblem problem = conv_problem(g, channels2, options.workspace_size);
+  const ProductProblem problem = 
+      conv_problem(g, channels2, options.workspace_size, options.tap_sums);
   if (problem.m == 0 || problem.n == 0) return;
   check_product("conv2d_s8", args.epilogue, problem.m, problem.n);
   const int64_t group_rows = args.epilogue.rows_per_group;
@@ -64,8 +65,13 @@ void conv2d_s8(const ConvArgs& args, const uint8_t* x2, int64_t channels2,
                      static_cast<const int8_t*>(args.weight.data), tile, choice.splits);
   conv.product.x = args.x;
   const DeviceGuard guard(launch.device);
-  if (tile.level == Level::kSm90) {
+  if (tile.level == Level::kSm90 && is_matrix(g, channels2)) {
     launch_gemm_sm90(conv.product, problem, choice.tile, device.multiprocessors, launch.stream);
+    return;
+  }
+  if (tile.level == Level::kSm90) {
+    launch_conv_sm90(conv, options.tap_sums, problem, choice.tile, device.multiprocessors,
+                     launch.stream);
     return;
   }
   const Entry& entry = kEntries[choice.tile];

@@ -72,7 +72,7 @@ std::string why_not(const ProductProblem& p, const Tile& tile, const DeviceFacts
                    device.arch % 10);
   if (tile.level == Level::kSm90 && !device.wgmma)
     return "needs compute capability 9.0 and a build for 90a";
-  if (tile.level == Level::kSm90 && p.image) return "gathers no images";
+  if (tile.level == Level::kSm90 && *p.not_copied) return p.not_copied;
   if (p.k % 16 != 0) return message("k must be a multiple of 16, got ", p.k);
   if (p.m >= kMaxRows || p.n >= kMaxRows || p.k >= kMaxRows)
     return message("m, n and k must be below 2^31, got ", p.m, ", ", p.n, ", ", p.k);

@@ -4,39 +4,45 @@
 // rest.
 #pragma once
 
-#include "cuda/epilogue.cuh"
 #include "cuda/main_loop_sm90.cuh"
 
 namespace tfq::cuda {
 
-static_assert(sizeof(RowFacts) == kRowFactsBytes);
+struct TmaGemmLaunch {
+  TensorMap a, b;  // boxes (block_m, 128) and (block_n, 128)
+  GemmLaunch product;
+};
 
-template <typename Shape, bool Geglu>
-TFQ_DEVICE void multiply_parts(const GemmLaunch& args) {
-  StagePosition<Shape> at;
-  for_each_part<Shape>(args, [&](const TilePosition& tile, const KRange& range) {
-    Accumulators<Shape> acc;
-    multiply_stages<Shape>(at, range.end - range.begin, acc);
-    if (args.split.count > 1 && !reduce_splits<Shape>(args.split, tile.index, acc)) return;
-    finish_tile<Shape, Geglu>(args, acc, tile.row, tile.column);
-  });
-}
+template <typename Shape>
+class MatrixUnits {
+ public:
+  TFQ_DEVICE explicit MatrixUnits(const TmaGemmLaunch& args) : args_(args) {
+    ptx::prefetch_map(args.a);
+    ptx::prefetch_map(args.b);
+  }
+  TFQ_DEVICE void begin(const TilePosition& tile) {
+    row_ = tile.row * Shape::kBlockM;
+    column_ = tile.column * Shape::kBlockN;
+  }
+  TFQ_DEVICE void load(int stage, int unit, int index, uint32_t barrier) const {
+    const int k = index * Shape::kUnitBytes;
+    ptx::load_box(Shape::unit_a(stage, unit), args_.a, barrier, row_, k);
+    ptx::load_box(Shape::unit_b(stage, unit), args_.b, barrier, column_, k);
+  }
+
+ private:
+  const TmaGemmLaunch& args_;
+  int row_ = 0, column_ = 0;
+};
 
 template <int TileIndex, bool Geglu>
 TFQ_KERNEL TFQ_LAUNCH_BOUNDS(kTiles[TileIndex].threads(), 1)
     gemm_s8_sm90(TFQ_GRID_CONSTANT const TmaGemmLaunch args) {
   if constexpr (ptx::kHasWgmma) {
-    using Shape = TileShapeSm90<TileIndex>;
-    init_stages<Shape>();
-    // Of 65536 registers three warpgroups have 168 a thread; two threads in three need more.
-    constexpr bool kMovesRegisters = Shape::kWarpgroups == 2;
-    if (simt::thread_index() < kWarpgroup) {
-      if constexpr (kMovesRegisters) ptx::release_registers<40>();
-      if (simt::thread_index() == 0) fill_stages<Shape>(args);
-    } else {
-      if constexpr (kMovesRegisters) ptx::claim_registers<232>();
-      multiply_parts<Shape, Geglu>(args.product);
-    }
+    using Shape = TileShapeSm90<TileIndex, Swizzle::k128>;
+    MatrixUnits<Shape> units(args);
+    run_product<Shape, Geglu>(args.product, (args.product.k + kBlockKSm90 - 1) / kBlockKSm90, units,
+                              NoBorder{});
   }
 }
 

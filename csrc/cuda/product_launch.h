@@ -28,5 +28,7 @@ void launch_gemm_sm80(const GemmLaunch& product, const ProductProblem& problem, 
                       void* stream);
 void launch_gemm_sm90(const GemmLaunch& product, const ProductProblem& problem, int index,
                       int multiprocessors, void* stream);
+void launch_conv_sm90(const ConvLaunch& conv, const int32_t* tap_sums,
+                      const ProductProblem& problem, int index, int multiprocessors, void* stream);
 
 }  // namespace tfq::cuda

@@ -23,6 +23,11 @@ TFQ_DEVICE constexpr uint64_t descriptor_of(uint32_t address, Swizzle swizzle) {
   return (address & kAddressMask) >> 4 | uint64_t{1} << 16 | (kGroupRows * row >> 4) << 32 | mode << 62;
 }
 
+// Where the first tap of an output is.
+struct FirstTap {
+  int image, y, x;
+};
+
 // Accumulators of a warpgroup's product (64, N): [j] are columns 8 * j of the thread's two rows.
 template <int N>
 using Sums = int32_t[N / 8][4];
@@ -86,6 +91,18 @@ TFQ_DEVICE void load_box(uint32_t target, const TensorMap& map, uint32_t barrier
       "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], "
       "[%1, {%3, %4}], [%2];" ::"r"(shared_address(target)),
       "l"(reinterpret_cast<uint64_t>(&map)), "r"(shared_address(barrier)), "r"(column), "r"(row)
+      : "memory");
+}
+// The same of an image_map: channels from `channel` on of tap (tap_y, tap_x) of the outputs from the one
+// with this first tap on.
+TFQ_DEVICE void load_taps(uint32_t target, const TensorMap& map, uint32_t barrier,
+                          const FirstTap& first, int tap_y, int tap_x, int channel) {
+  asm volatile(
+      "cp.async.bulk.tensor.4d.shared::cluster.global.im2col.mbarrier::complete_tx::bytes [%0], "
+      "[%1, {%3, %4, %5, %6}], [%2], {%7, %8};" ::"r"(shared_address(target)),
+      "l"(reinterpret_cast<uint64_t>(&map)), "r"(shared_address(barrier)), "r"(channel),
+      "r"(first.x), "r"(first.y), "r"(first.image), "h"(static_cast<uint16_t>(tap_x)),
+      "h"(static_cast<uint16_t>(tap_y))
       : "memory");
 }
 TFQ_DEVICE void prefetch_map(const TensorMap& map) {

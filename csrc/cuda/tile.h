@@ -11,7 +11,7 @@ namespace tfq::cuda {
 enum class Level : int { kSm80 = 80, kSm90 = 90 };
 
 // Facts of a row that the epilogue keeps in shared memory (epilogue.cuh's RowFacts).
-constexpr int kRowFactsBytes = 20;
+constexpr int kRowFactsBytes = 24;
 constexpr int kWarpgroup = 128;  // threads
 
 // A block computes (block_m, block_n) outputs with warps_m x warps_n warps; `stages` buffers of

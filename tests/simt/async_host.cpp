@@ -108,7 +108,7 @@ void multiply(const Product& product, int32_t* sums) {
   const int thread = thread_index() % 128;
   int16_t a_rows[2][kDepth];
   int16_t b_rows[kMostColumns / 4][kDepth];
-  int32_t c[2][kMostColumns / 4];
+  int32_t c[2 * kMostColumns / 4];  // (2, columns)
   for (int half = 0; half < 2; ++half)
     a.read<uint8_t>(wgmma_c(thread, 2 * half).row, a_rows[half]);
   const int columns = product.columns / 4;
@@ -116,12 +116,12 @@ void multiply(const Product& product, int32_t* sums) {
     const int reg = 4 * (i / 2) + i % 2;
     b.read<int8_t>(wgmma_c(thread, reg).column, b_rows[i]);
     for (int half = 0; half < 2; ++half)
-      c[0][half * columns + i] = product.accumulate ? sums[reg + 2 * half] : 0;
+      c[half * columns + i] = product.accumulate ? sums[reg + 2 * half] : 0;
   }
-  multiply_add(&c[0][0], &a_rows[0][0], &b_rows[0][0], 2, columns, kDepth);
+  multiply_add(c, &a_rows[0][0], &b_rows[0][0], 2, columns, kDepth);
   for (int i = 0; i < columns; ++i)
     for (int half = 0; half < 2; ++half)
-      sums[4 * (i / 2) + i % 2 + 2 * half] = c[0][half * columns + i];
+      sums[4 * (i / 2) + i % 2 + 2 * half] = c[half * columns + i];
 }
 
 void finish(Thread& thread, const Product& product) {
@@ -155,6 +155,8 @@ void wait_barrier(uint32_t offset, uint32_t parity) {
 }
 
 void queue_bulk_copy(uint32_t barrier, uint32_t target, uint32_t bytes, std::function<void()> copy) {
+  constexpr uint32_t kAlignment = 128;
+  if (target % kAlignment) fail("a bulk copy needs a target that is a multiple of 128");
   barrier_at(barrier);
   unsigned char* to = shared_bytes(target, bytes);
   if (!options().lazy_copies) {

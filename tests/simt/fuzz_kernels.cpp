@@ -163,9 +163,17 @@ void run_product(const Problem& p) {
   const int splits[] = {1, 1, 2, 4};
   int parts = splits[pick(0, 3)];
   if ((p.k + cuda::kBlockKSm90 - 1) / cuda::kBlockKSm90 < parts) parts = 1;
-  const int tiles = p.conv ? cuda::kTileCountSm80 : cuda::kTileCount;
+  const int64_t taps = p.conv ? g.kernel_h * g.kernel_w : 1, channels = p.k / taps;
+  Buffer<int32_t> tap_sums(taps * p.n);
+  for (int64_t tap = 0; tap < taps; ++tap)
+    for (int64_t c = 0; c < p.n; ++c) {
+      int32_t& sum = tap_sums.data[tap * p.n + c];
+      sum = 0;
+      for (int64_t k = 0; k < channels; ++k) sum += weight.data[c * p.k + tap * channels + k];
+    }
+  const int tiles = p.conv && g.upsample == 2 ? cuda::kTileCountSm80 : cuda::kTileCount;
   const cuda::ProductOptions options{workspace.data, workspace.size,
-                                     static_cast<int>(pick(0, tiles - 1)), parts};
+                                     static_cast<int>(pick(0, tiles - 1)), parts, tap_sums.data};
   if (p.conv) {
     cuda::conv2d_s8({x.data, g, {packed.data, nullptr}, e}, nullptr, 0, options, {0, nullptr});
   } else {

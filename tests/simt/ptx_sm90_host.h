@@ -15,11 +15,18 @@ inline void arrive_expecting(uint32_t barrier, uint32_t bytes) { simt::arrive(ba
 inline void wait_barrier(uint32_t barrier, uint32_t parity) { simt::wait_barrier(barrier, parity); }
 
 inline void load_box(uint32_t target, const TensorMap& map, uint32_t barrier, int row, int column) {
-  const simt::MatrixMap fields = simt::fields_of(map);
-  constexpr uint32_t kAlignment = 128;
-  if (target % kAlignment) simt::fail("a bulk copy needs a target that is a multiple of 128");
+  const auto fields = simt::fields_of<simt::MatrixMap>(map);
   simt::queue_bulk_copy(barrier, target, static_cast<uint32_t>(fields.box_rows * fields.box_bytes),
                         [=] { simt::copy_box(fields, target, row, column); });
+}
+inline void load_taps(uint32_t target, const TensorMap& map, uint32_t barrier,
+                      const FirstTap& first, int tap_y, int tap_x, int channel) {
+  const auto fields = simt::fields_of<simt::ImageMap>(map);
+  simt::queue_bulk_copy(barrier, target, static_cast<uint32_t>(fields.box_rows * fields.box_bytes),
+                        [=] {
+                          simt::copy_taps(fields, target, first.image, first.y, first.x, tap_y,
+                                          tap_x, channel);
+                        });
 }
 inline void prefetch_map(const TensorMap&) {}
 

@@ -1,7 +1,7 @@
 """Which pipelines and schedulers work: each is run in float, converted, saved, loaded and compiled.
 
-``python tests/coverage.py`` writes the table of docs/coverage.md; tests/test_coverage.py holds each of
-its rows to bounds. The models are small and have random weights: they show that the parts fit
+``python tests/pipeline_coverage.py`` writes the table of docs/coverage.md; tests/test_coverage.py holds
+each of its rows to bounds. The models are small and have random weights: they show that the parts fit
 together, not how good images look.
 """
 
@@ -185,10 +185,10 @@ def _markdown(rows, seconds):
     lines = [
         "# Coverage",
         "",
-        "Written by `python tests/coverage.py`. Each row is diffusers' own pipeline with a small UNet of",
-        f"**random weights**, {STEPS} steps, run in float, converted (W8A8, ranges by timestep) and run",
-        "again from the same seed. PSNR is between the two images; random weights say nothing about how",
-        "good they look. *Reloaded*: the saved UNet makes the same image, bit for bit. *Compiled*:",
+        "Written by `python tests/pipeline_coverage.py`. Each row is diffusers' own pipeline with a small",
+        f"UNet of **random weights**, {STEPS} steps, run in float, converted (W8A8, ranges by timestep)",
+        "and run again from the same seed. PSNR is between the two images; random weights say nothing about",
+        "how good they look. *Reloaded*: the saved UNet makes the same image, bit for bit. *Compiled*:",
         "graphs that `torch.compile(fullgraph=True)` made for all steps, and that the image has the same",
         f"bits. {seconds / 60:.0f} minutes on one core; `tests/test_coverage.py` holds every row to bounds.",
         "",
