@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from tfq import backends
 from tfq.adapters import is_untouched
 from tfq.nn import Conv2d, Linear, image_tokens, token_image
+from tfq.ops import _checks
 
 # What a fused attention computes; with any other processor it runs unfused.
 PLAIN_PROCESSORS = (AttnProcessor2_0, AttnProcessor, FusedAttnProcessor2_0)
@@ -106,7 +107,9 @@ class Attention(FloatAttention):
 
     def _attend(self, query, key, value, attention_mask):
         """``softmax(QK)V`` of ``(batch, tokens, heads * width)``, of the same shape as `query`."""
-        on_integers = self.integer_backend == "reference" or (self.integer_backend and query.is_cpu)
+        on_integers = self.integer_backend == "reference" or (
+            self.integer_backend and not _checks.has_cuda_kernels(query)
+        )
         if on_integers and attention_mask is None:
             return backends.get(self.integer_backend).attention_s8(query, key, value, self.heads)
         query, key, value = (

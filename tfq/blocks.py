@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from tfq.adapters import is_untouched
 from tfq.attention import Attention
 from tfq.nn import Conv2d, ShortcutConv2d
-from tfq.ops._checks import is_traced
+from tfq.ops import _checks
 from tfq.ops.resnet import resnet_block
 
 _ASYMMETRIC_PADDING = (0, 1, 0, 1)
@@ -80,7 +80,8 @@ class ResnetBlock2D(resnet.ResnetBlock2D):
             return False
         return (
             x.is_cpu
-            and not is_traced(x)
+            and not _checks.has_cuda_kernels(x)
+            and not _checks.is_traced(x)
             and all(layer.backend == "native" and layer.input.recorder is None for layer in layers)
         )
 
