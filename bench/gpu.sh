@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Everything that needs a CUDA card, in parts of at most ten minutes:
 #
-#   bash bench/gpu.sh [build] [test] [sanitize] [bench]      (default: all, in this order)
+#   bash bench/gpu.sh [build] [test] [sanitize] [bench] [sweep]      (default: all, in this order)
 #
 # Needs nvcc, g++, cmake, ninja, pybind11 and a CUDA torch; nothing from the network. Results:
-# bench/results/<card>/kernels-cuda.json and a table on the output.
+# bench/results/<card>/kernels-cuda.json and sweep.json, and tables on the output. Three runs of ten
+# minutes: "build test sanitize", "bench", "sweep".
 set -uo pipefail
 cd "$(dirname "$0")/.."
 limit=600
@@ -17,8 +18,16 @@ part() {
   timeout "$limit" "$@" || failed+=("$name")
 }
 
+# Hopper's own instructions need 90a, which CMake's "native" is not.
+archs() {
+  local capability
+  capability=$(python -c 'import torch; print("%d%d" % torch.cuda.get_device_capability())')
+  [ "$capability" = 90 ] && capability=90a
+  echo "$capability"
+}
+
 build() {
-  part build env TFQ_CUDA=ON TFQ_CUDA_ARCHS=native \
+  part build env TFQ_CUDA=ON TFQ_CUDA_ARCHS="$(archs)" \
     python -m pip install --no-build-isolation --no-deps --no-index .
 }
 
@@ -38,13 +47,16 @@ sanitize() {
 
 bench() { part bench python bench/gpu.py; }
 
-[ $# -gt 0 ] || set -- build test sanitize bench
+sweep() { part sweep python bench/sweep.py; }
+
+[ $# -gt 0 ] || set -- build test sanitize bench sweep
 for name in "$@"; do
   case $name in
     build) build ;;
     test) tests ;;
     sanitize) sanitize ;;
     bench) bench ;;
+    sweep) sweep ;;
     *) echo "bench/gpu.sh: no part '$name'" && exit 2 ;;
   esac
 done

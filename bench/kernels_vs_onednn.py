@@ -15,7 +15,7 @@ import torch
 import unet_shapes as shapes
 from kernel_operands import conv_case, linear_case
 
-from tfq import ops
+from tfq import ops, timing
 
 # Both sum the same integers; oneDNN rounds scale, bias and residual in another order.
 TOLERANCE = 1e-5
@@ -73,10 +73,10 @@ def compare(shape, batch, seconds):
         raise RuntimeError(
             f"{shape} batch {batch}: results differ by {error:.2g} of the largest value"
         )
-    timings = harness.interleave(
+    timings = timing.interleave(
         {"tfq": lambda: operation(**operands), "onednn": theirs}, seconds=seconds
     )
-    ratio = harness.paired_ratio(timings["onednn"], timings["tfq"])
+    ratio = timing.paired_ratio(timings["onednn"], timings["tfq"])
     operations = shape.operations(batch)
     return {
         "shape": str(shape),

@@ -12,6 +12,7 @@ import torch
 
 import tfq
 from tfq._ext import _C
+from tfq.environment import cpu_name, cpuinfo
 
 BENCH = pathlib.Path(__file__).resolve().parent
 PACKAGES = ("tfq", "torch", "diffusers", "openvino", "nncf", "numpy")
@@ -19,16 +20,6 @@ PACKAGES = ("tfq", "torch", "diffusers", "openvino", "nncf", "numpy")
 FLAGS = ("avx2", "fma", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16")
 SHORT_ISA = {"scalar": "scalar", "avx2": "avx2", "avx512vnni": "vnni", "amx": "amx"}
 FAMILIES = ("xeon", "epyc", "ryzen", "core")
-
-
-def _cpuinfo():
-    """First processor's entries of /proc/cpuinfo; empty where there is none."""
-    try:
-        text = pathlib.Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return {}
-    pairs = (line.partition(":") for line in text.split("\n\n")[0].splitlines())
-    return {key.strip(): value.strip() for key, _, value in pairs}
 
 
 def _read(path):
@@ -66,11 +57,10 @@ def facts():
         average now: compare it with the end of the run), os, python, versions, commit, dirty, date
         (UTC).
     """
-    info = _cpuinfo()
-    flags = info.get("flags", "").split()
+    flags = cpuinfo().get("flags", "").split()
     status = _git("status", "--porcelain")
     return {
-        "cpu": info.get("model name") or platform.processor() or "unknown",
+        "cpu": cpu_name(),
         "cores": len(os.sched_getaffinity(0)),
         "flags": [flag for flag in FLAGS if flag in flags],
         "isa": _C.isa(),

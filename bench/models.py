@@ -89,9 +89,3 @@ def sample(unet, scheduler, steps, images, seed):
     """DDIM, eta 0: images in [-1, 1] of ``(images, channels, size, size)``."""
     *_, last = trajectory(unet, scheduler, steps, images, seed)
     return last.clamp(-1, 1)
-
-
-def psnr(images, reference, peak=2.0):
-    """Peak signal-to-noise ratio in dB over all images together."""
-    error = (images - reference).double().pow(2).mean()
-    return float("inf") if error == 0 else (10 * torch.log10(peak**2 / error)).item()

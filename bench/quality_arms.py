@@ -13,6 +13,7 @@ import temporal_arms
 from quality_metrics import feature_errors, summarize_errors
 
 import tfq
+from tfq import comparison
 
 INT4 = dict(weights="int4", precision="uniform")
 # Base of the arms whose features are simulated: what is written over its own.
@@ -193,5 +194,5 @@ class Run:
 
 def _decibels(x, reference):
     """PSNR, None where both are equal (JSON has no infinity)."""
-    psnr = models.psnr(x, reference)
+    psnr = comparison.psnr(x, reference)
     return psnr if math.isfinite(psnr) else None

@@ -88,12 +88,12 @@ def build_arms(names, unet, scheduler, inputs):
             bits = 4 if "-w4" in name else 8
             label = f"tfq W{bits}A8 ({str(dtype).removeprefix('torch.')})"
             arms[label] = converted(dtype, f"int{bits}")
-        elif name in ("openvino-bf16", "openvino-int8"):
+        elif name in ("openvino-float", "openvino-int8"):
             import openvino_arm
 
-            arms[f"OpenVINO {name.removeprefix('openvino-')}"] = (
-                openvino_arm.compile_unet(unet, inputs, name.endswith("int8")), {}
-            )  # fmt: skip
+            call, hint = openvino_arm.compile_unet(unet, inputs, name.endswith("int8"))
+            label = f"OpenVINO {name.removeprefix('openvino-')} ({hint} hint)"
+            arms[label] = call, {"precision_hint": hint}
         else:
             sys.exit(f"unknown arm {name!r}")
     return arms
@@ -106,9 +106,11 @@ def main():
     import machine
     import models
     import torch
-    from harness import interleave, paired_ratio, print_table
+    from harness import print_table
 
+    from tfq.comparison import psnr
     from tfq.shapes import example_inputs
+    from tfq.timing import interleave, paired_ratio
 
     if args.threads is not None:
         torch.set_num_threads(args.threads)
@@ -134,7 +136,7 @@ def main():
     )
     rows, results = [], {}
     for name, (_, extra) in arms.items():
-        quality = models.psnr(outputs[name], reference, peak=2 * reference.abs().max().item())
+        quality = psnr(outputs[name], reference, peak=2 * reference.abs().max().item())
         ratio = paired_ratio(timings[name], timings[fastest]) if fastest else None
         share = extra.get("native_mac_share")
         rows.append(

@@ -12,7 +12,9 @@ set(TFQ_CUDA_SOURCES
   csrc/cuda/gemm_config.cpp)
 set(_tfq_cuda_kernels
   csrc/cuda/conv2d_s8_sm80.cu
+  csrc/cuda/conv2d_s8_sm90.cu
   csrc/cuda/gemm_s8_sm80.cu
+  csrc/cuda/gemm_s8_sm90.cu
   csrc/cuda/image_quantize.cu
   csrc/cuda/row_quantize.cu
   csrc/cuda/temporal_gather.cu)
@@ -46,7 +48,9 @@ set(CMAKE_CUDA_STANDARD_REQUIRED ON)
 message(STATUS "tfq CUDA: on (nvcc ${CMAKE_CUDA_COMPILER_VERSION}, architectures ${TFQ_CUDA_ARCHS})")
 list(APPEND TFQ_CUDA_SOURCES
   csrc/cuda/device.cpp
+  csrc/cuda/gemm_s8.cpp
   csrc/cuda/product_launch.cpp
+  csrc/cuda/tensor_map.cpp
   ${_tfq_cuda_kernels})
 
 # No contraction: explicit fma alone, as on the CPU. The runtime is linked statically, so that the

@@ -14,7 +14,8 @@ set(TFQ_SOURCES_SCALAR
   csrc/cpu/norm_act/scalar.cpp
   csrc/cpu/quantize/scalar.cpp
   csrc/cpu/temporal_gather/scalar.cpp
-  csrc/cpu/gemm_s8/scalar.cpp)
+  csrc/cpu/gemm_s8/scalar.cpp
+  csrc/cpu/winograd_s16/scalar.cpp)
 set(TFQ_SOURCES_AVX2
   csrc/cpu/attention_s8/avx2.cpp
   csrc/cpu/dequantize_weight/avx2.cpp
@@ -23,7 +24,8 @@ set(TFQ_SOURCES_AVX2
   csrc/cpu/norm_act/avx2.cpp
   csrc/cpu/quantize/avx2.cpp
   csrc/cpu/temporal_gather/avx2.cpp
-  csrc/cpu/gemm_s8/avx2.cpp)
+  csrc/cpu/gemm_s8/avx2.cpp
+  csrc/cpu/winograd_s16/avx2.cpp)
 set(TFQ_SOURCES_AVX512
   csrc/cpu/attention_s8/avx512.cpp
   csrc/cpu/dequantize_weight/avx512.cpp
@@ -33,7 +35,8 @@ set(TFQ_SOURCES_AVX512
   csrc/cpu/quantize/avx512.cpp
   csrc/cpu/temporal_gather/avx512.cpp)
 set(TFQ_SOURCES_AVX512VNNI
-  csrc/cpu/gemm_s8/avx512vnni.cpp)
+  csrc/cpu/gemm_s8/avx512vnni.cpp
+  csrc/cpu/winograd_s16/avx512vnni.cpp)
 set(TFQ_SOURCES_AMX
   csrc/cpu/gemm_s8/amx.cpp)
 

@@ -32,6 +32,19 @@ UNET_CONVS = [
     (1, 2560, 8, 8, 160, 3, 1, 1, 1),
 ]
 
+# The same, for the Winograd kernels: one to eight chunks of channels, tiles cut by every edge, rows of
+# tiles that tasks divide, images that a task spans, odd panels and columns beyond the last.
+WINOGRAD_CONVS = [
+    (1, 64, 8, 8, 16, 3, 1, 1, 1),
+    (1, 128, 16, 16, 80, 3, 1, 1, 1),
+    (3, 256, 13, 18, 35, 3, 1, (2, 0, 1, 3), 1),
+    (2, 320, 7, 30, 48, 3, 1, 0, 1),
+    (5, 192, 9, 9, 33, 3, 1, 1, 1),
+    (2, 128, 9, 7, 20, 3, 1, 1, 2),
+    (1, 1536, 16, 16, 32, 3, 1, 1, 1),
+    (1, 448, 33, 65, 17, 3, 1, (0, 1, 0, 1), 1),
+]
+
 KERNELS = [1, 3, 5, (2, 3)]
 STRIDES = [1, 2, (2, 1)]
 PADDINGS = [0, 1, (0, 1), (0, 1, 0, 1), (2, 0, 1, 3)]

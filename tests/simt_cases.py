@@ -10,6 +10,13 @@ from tfq import reference
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 TILES = ("128x160x64_w2x2", "128x160x64_w4x2", "128x128x64_w2x2", "64x160x64_w2x2", "64x64x64_w2x2")
+TILES_SM90 = (
+    "256x160x128_wg2",
+    "128x160x128_wg2",
+    "64x160x128_wg1",
+    "256x128x128_wg2",
+    "128x128x128_wg2",
+)
 # Batch, channels, height, width, out channels, kernel, stride, padding, upsample.
 CONVS = [
     (2, 32, 7, 9, 72, 3, 1, 1, 1),

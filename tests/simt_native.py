@@ -20,6 +20,9 @@ NOWHERE = (0, 0)
 GUARD = 512  # elements before and after an output: more than a row
 SENTINEL = 0xA5
 
+# What the shim pretends to be: see DeviceFacts of csrc/cuda/device.h.
+DEVICE = (80, 108, 166912, 167936, False)
+
 # Schedules x copy modes: (order, lazy copies). See simt_host.h.
 FORWARD, REVERSE, SHUFFLED, GREEDY = range(4)
 SCHEDULES = [(order, lazy) for order in range(4) for lazy in (False, True)]
@@ -88,7 +91,7 @@ class Simt:
 
         def call(n, weight, epilogue, native_options):
             self.native.cuda_gemm_s8(
-                x.data_ptr(), rows, n, k, weight.data_ptr(), epilogue, native_options, NOWHERE
+                x.data_ptr(), rows, n, k, weight.data_ptr(), epilogue, (*native_options, 0), NOWHERE
             )
 
         return self._product((rows,), call, *operands, **options)
@@ -106,13 +109,14 @@ class Simt:
                 upsample,
             )  # fmt: skip
             second = (0, 0) if x2 is None else (x2.data_ptr(), x2.shape[1])
+            sums = _cuda.tap_sums(weight, n, kernel[0] * kernel[1], channels + second[1])
             self.native.cuda_conv2d_s8(
                 x.data_ptr(),
                 *second,
                 geometry,
                 weight.data_ptr(),
                 epilogue,
-                native_options,
+                (*native_options, sums.data_ptr()),
                 NOWHERE,
             )
 

@@ -13,12 +13,16 @@ sys.path.append(str(BENCH))
 import harness  # noqa: E402
 import kernels_vs_onednn  # noqa: E402
 import machine  # noqa: E402
+import sweep  # noqa: E402
 import unet_shapes  # noqa: E402
+
+from tfq import timing  # noqa: E402
+from tfq._ext import _C  # noqa: E402
 
 
 def test_alternatives_take_turns():
     calls = []
-    timings = harness.interleave(
+    timings = timing.interleave(
         {"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=3
     )
     assert "".join(calls) == "ab" + "aabb" * 3
@@ -26,18 +30,18 @@ def test_alternatives_take_turns():
 
 
 def test_statistics():
-    fast, slow = harness.Timing((1.0, 2.0, 3.0)), harness.Timing((2.0, 4.0, 6.0))
+    fast, slow = timing.Timing((1.0, 2.0, 3.0)), timing.Timing((2.0, 4.0, 6.0))
     assert (fast.median, fast.best, fast.iqr) == (2.0, 1.0, 1.0)
     assert fast.to_dict() == {"median_ms": 2e3, "best_ms": 1e3, "iqr_ms": 1e3, "calls": 3}
-    ratio = harness.paired_ratio(slow, fast)
+    ratio = timing.paired_ratio(slow, fast)
     assert (ratio.median, ratio.low, ratio.high) == (2.0, 2.0, 2.0)
     assert str(ratio) == "2.00 [2.00, 2.00]"
     with pytest.raises(ValueError):
-        harness.paired_ratio(slow, harness.Timing((1.0,)))
+        timing.paired_ratio(slow, timing.Timing((1.0,)))
 
 
-def test_harness_example():
-    assert doctest.testmod(harness).failed == 0
+def test_timing_example():
+    assert doctest.testmod(timing).failed == 0
 
 
 def test_table(capsys):
@@ -85,3 +89,14 @@ def test_kernels_against_onednn(shape):
     assert row["relative_difference"] <= kernels_vs_onednn.TOLERANCE
     assert len(kernels_vs_onednn.table_row(row)) == 9
     assert kernels_vs_onednn.totals([row], 2)["tfq_best_ms"] == row["tfq"]["best_ms"]
+
+
+def test_sweep_takes_what_the_choice_did_not_decline():
+    tile, splits, text = _C.cuda_choose_product(
+        512, 640, 2560, 4 << 20, (90, 132, 232448, 233472, True)
+    )
+    found = sweep.candidates(text)
+    assert found[0][:2] == (tile, splits)
+    assert [cycles for *_, cycles in found] == sorted(cycles for *_, cycles in found)
+    assert len(found) == sum("declined" not in line for line in text.splitlines())
+    assert {name for name, *_ in found} == set(_C.cuda_tiles())

@@ -112,7 +112,7 @@ def test_every_kernel_is_in_a_family_and_a_level():
     assert len({name for _, name, _ in kernels}) == len(kernels)
     families = {family for family, _, _ in kernels}
     assert families == {
-        "gemm_s8", "expand_s4", "epilogue", "quantize", "group_norm", "layer_norm", "geglu",
+        "gemm_s8", "winograd_s16", "expand_s4", "epilogue", "quantize", "group_norm", "layer_norm", "geglu",
         "temporal_gather", "dequantize_weight", "attention_s8",
     }  # fmt: skip
     for family in families:

@@ -332,3 +332,24 @@ def test_parameters_of_a_range(low, high, zero_point):
     assert torch.isfinite(torch.tensor([scale, inverse])).all()
     if high > 1e-30:
         assert -zero * scale <= low + scale and (255 - zero) * scale >= high - scale
+
+
+def test_progress_of_calibration():
+    unet, calls = build("plain"), []
+    given = [{**inputs(unet), "timestep": t} for t in (3, 5)]
+    config = TfqConfig(precision="uniform", calibration_samples=1)
+    for calibration in (given, iter(given)):
+        tfq.convert(
+            clone(unet), config, calibration=calibration, progress=lambda *call: calls.append(call)
+        )
+    expected = [(1, 2), (2, 2), (1, None), (2, None)]
+    assert calls == [(*call, "calibration") for call in expected]
+    calls.clear()
+    tfq.convert(
+        clone(unet),
+        config,
+        scheduler=diffusers.DDIMScheduler(),
+        num_inference_steps=2,
+        progress=lambda *call: calls.append(call),
+    )
+    assert calls == [(1, 2, "calibration"), (2, 2, "calibration")]

@@ -2,8 +2,15 @@
 
 import pytest
 import torch
-from operands import conv_operands, random_images, random_qparams, strided_rows, unaligned
-from shapes import SIZES, UNET_CONVS, awkward_convs
+from operands import (
+    conv_operands,
+    random_images,
+    random_qparams,
+    strided_rows,
+    unaligned,
+    weight_operands_s4,
+)
+from shapes import SIZES, UNET_CONVS, WINOGRAD_CONVS, awkward_convs
 from tolerance import assert_same_bits
 
 from tfq import ops, reference
@@ -36,6 +43,34 @@ def test_unet_shapes(isa, shape):
     if isa == "scalar" and shape[2] > 16:
         shape = (*shape[:2], 8, 8, *shape[4:])  # the same depth in a sixteenth of the time
     check(conv_operands(shape))
+
+
+@pytest.mark.parametrize("four_bits", [False, True], ids=["8bit", "4bit"])
+@pytest.mark.parametrize("shape", WINOGRAD_CONVS, ids=str)
+def test_winograd(isa, threads, four_bits, shape):
+    operands = conv_operands(shape)
+    if four_bits:
+        operands |= weight_operands_s4((shape[4], shape[1], 3, 3))
+    expected = check(operands)
+    threads(3)
+    assert_same_bits(ops.conv2d_s8(**operands), expected, "three threads")
+
+
+@pytest.mark.parametrize("pixels", ["0", "255", "alternating"])
+@pytest.mark.parametrize("weights", ["127", "-127", "alternating"])
+def test_winograd_at_the_largest_sums(isa, pixels, weights):
+    """Alternating signs make the largest transforms, equal ones the largest sums."""
+    operands = conv_operands((1, 384, 16, 16, 16, 3, 1, 1, 1))
+    checkers = (torch.arange(16)[:, None] + torch.arange(16)) % 2
+    image = checkers * 255 if pixels == "alternating" else torch.full((16, 16), int(pixels))
+    operands["x"].copy_(image.to(torch.uint8).expand_as(operands["x"]))
+    operands["qparams"] = random_qparams(1, 255)
+    signs = (torch.arange(3)[:, None] + torch.arange(3)) % 2 * 2 - 1
+    value = signs * 127 if weights == "alternating" else torch.full((3, 3), int(weights))
+    weight = value.to(torch.int8).expand(16, 384, 3, 3).contiguous()
+    packed, weight_sum = ops.pack_weight(weight)
+    operands.update(weight=packed, weight_sum=weight_sum)
+    check(operands)
 
 
 @pytest.mark.parametrize("zero_point", [0, 1, 128, 255])

@@ -19,6 +19,7 @@ from tfq._ext import _C
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 KERNELS = ROOT / "csrc" / "cuda"
+SM90 = ("gemm_s8_sm90", "conv2d_s8_sm90")
 SOURCES = ("gemm_s8_sm80", "conv2d_s8_sm80", "image_quantize", "row_quantize", "temporal_gather")
 # SASS for each, 90a as such; PTX for what comes later.
 ARCHS = ("80", "86", "89", "90a", "120")
@@ -26,6 +27,8 @@ ARCHS = ("80", "86", "89", "90a", "120")
 # blocks on a multiprocessor, one of 256 threads at 200 too.
 TILE_REGISTERS = {"0": 255, "1": 200, "2": 255, "3": 215, "4": 128}
 BANDWIDTH_REGISTERS = 96
+# What __launch_bounds__ leaves: 65536 registers for three warpgroups, or for two.
+SM90_REGISTERS = {3: 168, 2: 255}
 # Instructions an output may cost in the epilogue, by the paths of tests/gpu/epilogue_probe.cu: store;
 # residual; residual, SiLU and quantisation. With tanh.approx SiLU would cost 3 instructions less, and
 # its error of 2^-11 the 0.1 % of values that may be a step off.
@@ -47,6 +50,8 @@ def compile_one(nvcc, folder, source, arch):
     command = [nvcc, *FLAGS, "-Xptxas", "-v", f"-arch=sm_{arch}", "-cubin", "-o", cubin]
     result = subprocess.run([*command, KERNELS / f"{source}.cu"], capture_output=True, text=True)
     assert result.returncode == 0, f"{source} for sm_{arch}:\n{result.stderr}"
+    # Among them that wgmma is serialised (C7510, C7514) or setmaxnreg ignored (C7508).
+    assert "warning" not in result.stdout + result.stderr, result.stderr
     facts, name, spilled = [], None, 0
     for line in result.stderr.splitlines():
         if match := re.search(r"Compiling entry function '(\S+)'", line):
@@ -88,7 +93,7 @@ def instructions(nvdisasm, cubin):
     for line in text.splitlines():
         if match := re.match(r"\.text\.(\S+):", line):
             kernel = counts.setdefault(match.group(1), collections.Counter())
-        elif match := re.match(r"\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)", line):
+        elif match := re.match(r"\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Zx0-9_.]*)", line):
             kernel[match.group(1)] += 1
     return counts
 
@@ -116,6 +121,63 @@ def test_products_use_tensor_cores_and_wide_copies(built, source, arch):
         assert copies > 0 and copies == total(counts, "LDGSTS.E.BYPASS.128"), (name, counts)
         assert total(counts, "LDL") == total(counts, "STL") == 0, f"{name} uses local memory"
         assert total(counts, "STG.E.128") > 0 and total(counts, "LDG.E.128") > 0, name
+
+
+def sm90_tile(kernel):
+    """(block_m, block_n, warpgroups that multiply) of a kernel's tile."""
+    tile = _C.cuda_tiles()[int(re.search(r"_s8_sm90ILi(\d+)E", kernel).group(1))]
+    block_m, block_n, _, warpgroups = map(int, re.findall(r"\d+", tile))
+    return block_m, block_n, warpgroups
+
+
+@pytest.fixture(scope="module")
+def hopper(tmp_path_factory):
+    """Source of Hopper's kernels -> path of the machine code, and its facts."""
+    folder = tmp_path_factory.mktemp("hopper")
+    return {
+        source: (folder / f"{source}.90a.cubin", compile_one(tool("nvcc"), folder, source, "90a"))
+        for source in SM90
+    }
+
+
+@pytest.mark.parametrize("source", SM90)
+def test_hopper_registers(hopper, source):
+    facts = hopper[source][1]
+    assert len(facts) == (10 if source.startswith("gemm") else 5)
+    for registers, spilled, kernel in facts:
+        assert spilled == 0, f"{kernel} spills {spilled} bytes"
+        assert registers <= SM90_REGISTERS[sm90_tile(kernel)[2] + 1], (kernel, registers)
+
+
+@pytest.mark.parametrize("source", SM90)
+def test_hopper_multiplies_with_wgmma_and_copies_with_tma(hopper, source):
+    kernels = instructions(tool("nvdisasm"), hopper[source][0])
+    assert len(kernels) == (10 if source.startswith("gemm") else 5)
+    copies = ["UTMALDG.2D"] if source.startswith("gemm") else ["UTMALDG.2D", "UTMALDG.4D.IM2COL"]
+    for name, counts in kernels.items():
+        block_m, block_n, warpgroups = sm90_tile(name)
+        # One k-block: depth 128 is four instructions of 64 x N x 32. The loop may be unrolled.
+        per_block = 4 * block_m // 64 // warpgroups
+        multiplies = total(counts, f"IGMMA.64x{block_n}x32.U8.S8")
+        batches = total(counts, "WARPGROUP.ARRIVE")
+        assert multiplies == total(counts, "IGMMA") == per_block * batches > 0, (name, counts)
+        # A wait for each batch, and one for the last: not one for each instruction.
+        assert total(counts, "WARPGROUP.DEPBAR") == batches + 1, (name, counts)
+        assert all(total(counts, copy) > 0 for copy in copies), (name, counts)
+        assert total(counts, "LDGSTS") == 0, name
+        assert total(counts, "IMMA") == 0, name
+        assert (total(counts, "USETMAXREG") == 2) == (warpgroups == 2), name
+        assert total(counts, "LDL") == total(counts, "STL") == 0, f"{name} uses local memory"
+        assert total(counts, "STG.E.128") > 0 and total(counts, "LDG.E.128") > 0, name
+
+
+@pytest.mark.parametrize("arch", ["80", "90"])
+@pytest.mark.parametrize("source", SM90)
+def test_hopper_kernels_are_empty_for_other_cards(tmp_path, source, arch):
+    compile_one(tool("nvcc"), tmp_path, source, arch)
+    counts = instructions(tool("nvdisasm"), tmp_path / f"{source}.{arch}.cubin")
+    assert counts
+    assert all(counter.total() - counter["NOP"] < 10 for counter in counts.values())
 
 
 @pytest.mark.parametrize("arch", ARCHS)

@@ -9,13 +9,14 @@ import pytest
 from tfq._ext import _C
 
 WORKSPACE = 4 << 20
-# (10 * compute capability, multiprocessors, shared memory of a block and of a multiprocessor)
+# (10 * compute capability, multiprocessors, shared memory of a block and of a multiprocessor, wgmma)
 DEVICES = {
-    "A100": (80, 108, 166912, 167936),
-    "RTX 3090": (86, 82, 101376, 102400),
-    "RTX 4090": (89, 128, 101376, 102400),
-    "H200": (90, 132, 232448, 233472),
-    "RTX 5090": (120, 170, 101376, 102400),
+    "A100": (80, 108, 166912, 167936, False),
+    "RTX 3090": (86, 82, 101376, 102400, False),
+    "RTX 4090": (89, 128, 101376, 102400, False),
+    "H200": (90, 132, 232448, 233472, True),
+    "H200, no build for 90a": (90, 132, 232448, 233472, False),
+    "RTX 5090": (120, 170, 101376, 102400, False),
 }
 # m, n, k of layers of SDXL and SD1.5 at batch 2 and of DDPM at batch 64.
 PROBLEMS = [
@@ -60,6 +61,16 @@ GOLDEN = {
         "64x64x64_w2x2 k/1",
     ],
     "H200": [
+        "128x160x128_wg2 k/1",
+        "256x160x128_wg2 k/1",
+        "256x160x128_wg2 k/1",
+        "256x160x128_wg2 k/1",
+        "128x160x128_wg2 k/4",
+        "64x160x128_wg1 k/8",
+        "256x128x128_wg2 k/1",
+        "64x64x64_w2x2 k/1",
+    ],
+    "H200, no build for 90a": [
         "128x160x64_w2x2 k/1",
         "128x160x64_w2x2 k/1",
         "128x160x64_w2x2 k/1",
@@ -98,14 +109,19 @@ def test_reasons_are_printed():
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_every_tile_fits_every_card(device):
+def test_every_tile_fits_every_card_that_has_its_instructions(device):
     text = _C.cuda_choose_product(4096, 640, 640, WORKSPACE, DEVICES[device])[2]
+    *_, wgmma = DEVICES[device]
     for tile in _C.cuda_tiles():
-        assert f"{tile} k/1: " in text and f"{tile} k/1: declined" not in text
+        reason = "needs compute capability 9.0 and a build for 90a"
+        if "_wg" in tile and not wgmma:
+            assert f"{tile} k/1: declined: {reason}" in text
+        else:
+            assert f"{tile} k/1: " in text and f"{tile} k/1: declined" not in text
 
 
 def test_a_card_with_less_shared_memory_declines_the_large_tiles():
-    small = (80, 108, 65536, 65536)
+    small = (80, 108, 65536, 65536, False)
     text = _C.cuda_choose_product(4096, 640, 640, WORKSPACE, small)[2]
     assert (
         "128x160x64_w2x2 k/1: declined: needs 73728 bytes of shared memory, a block has 65536"

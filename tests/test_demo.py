@@ -11,10 +11,11 @@ pytest.importorskip("diffusers")
 image_module = pytest.importorskip("PIL.Image")
 pytest.importorskip("tqdm")
 
-from tfq.__main__ import format_info, main  # noqa: E402
+from tfq.commands.info import format_info  # noqa: E402
 from tfq.demo import data, load_model, train  # noqa: E402
 from tfq.demo.model import WEIGHTS, require  # noqa: E402
-from tfq.demo.run import Row, caption, draw, format_table, grid_geometry, psnr, sample  # noqa: E402
+from tfq.demo.run import Row, caption, draw, format_table, grid_geometry  # noqa: E402
+from tfq_cli import main  # noqa: E402
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -58,21 +59,6 @@ def test_model_predicts_noise_better_than_nothing():
     unet, scheduler = load_model()
     dark = torch.zeros(16, 1, 32, 32, dtype=torch.uint8)
     assert data.evaluate(unet, dark, scheduler.alphas_cumprod, count=16, batch=16) < 0.3
-
-
-def test_sample_is_deterministic_and_leaves_the_scheduler_alone():
-    unet, scheduler = load_model()
-    noise = torch.randn(1, 1, 32, 32, generator=torch.Generator().manual_seed(0))
-    (first, ms_per_step), (second, _) = sample([unet, unet], scheduler, noise, 2)
-    assert torch.equal(first, second) and ms_per_step > 0
-    assert first.abs().max() <= 1
-    assert scheduler.num_inference_steps is None
-
-
-def test_psnr_of_known_errors():
-    reference = torch.zeros(2, 1, 4, 4)
-    assert psnr(reference + 0.02, reference) == pytest.approx(40.0, abs=1e-4)
-    assert psnr(reference, reference) == math.inf
 
 
 @pytest.mark.parametrize(

@@ -227,3 +227,18 @@ def test_files_can_be_read_as_documented(saved, case):
             expected = layer.weight.permute(0, 2, 3, 1).flatten(1)
         weight = scope["read_weight"](packed, scale, zero_point, *expected.shape)
         assert torch.equal(torch.from_numpy(weight), expected)
+
+
+@pytest.mark.parametrize(
+    "name, base", [("someone/ddpm", "someone/ddpm"), ("ddpm", None), ("/a/b", None)]
+)
+def test_model_card_is_one_for_the_hub(tmp_path, name, base):
+    from huggingface_hub import ModelCard
+
+    unet = build("plain")
+    unet.register_to_config(_name_or_path=name)
+    tfq.save(tfq.convert(unet), tmp_path / "saved")
+    card = ModelCard.load(tmp_path / "saved" / "README.md").data
+    assert card.library_name == "diffusers" and card.tags == ["tfq", "quantized"]
+    assert card.base_model == base
+    assert card.to_dict().get("base_model_relation") == (base and "quantized")

@@ -54,7 +54,7 @@ def assert_estimates_the_truth(unet, calls, config, names):
     pairs = []
     for plan in picked:
         for treatment, error in zip(
-            sensitivity.treatments(config), estimated[plan.name], strict=True
+            sensitivity.treatments(config), estimated[plan.name].errors, strict=True
         ):
             truth = true_error(unet, plan, treatment, calls)
             assert truth / MAX_FACTOR < error < truth * MAX_FACTOR, (
@@ -98,6 +98,61 @@ def test_treatments_go_from_what_is_asked_for_to_the_finest():
     assert ladder(weights="int4", activations="float") == [(4, "float"), (8, "float")]
 
 
+def assert_same_estimates(first, second):
+    """The same seed gives the same estimate."""
+    assert first.keys() == second.keys()
+    for name, estimate in first.items():
+        assert estimate.errors == second[name].errors, name
+        assert_same_bits(estimate.shifts, second[name].shifts, name)
+
+
+def test_bias_takes_back_the_mean_error():
+    """Trained weights; the mean error of each layer, over the images it was estimated with."""
+    unet, scheduler = load_model()
+    unet.requires_grad_(False)
+    config = TfqConfig(weights="int4", error_budget=1e9)  # 4 bits everywhere: large errors
+    calls = record_calls(unet, None, scheduler, 12, TfqConfig(calibration_samples=1))
+    converted = tfq.convert(clone(unet), config, calibration=calls)
+    modules, layers = dict(unet.named_modules()), dict(converted.named_modules())
+    plans = [
+        plan
+        for plan in planned(unet, config)
+        if plan.converted and modules[plan.name].bias is not None
+    ]
+    plans = plans[::8]
+    ratios = []
+    for plan in plans:
+        layer, errors = modules[plan.name], []
+        simulated = SimulatedLayer(layer, plan.name, "int8", plan.sources)
+        parts = layer.weight.split(simulated.sources, dim=1)
+        weights = [quantize_weight(part, 4) for part in parts]
+        for bias in (layer.bias, layers[plan.name].bias):
+            simulated.install(weights, bias)
+            outputs = []
+            handle = layer.register_forward_hook(
+                lambda module, args, output, simulated=simulated, outputs=outputs: outputs.append(
+                    (simulated(args[0]) - output).movedim(1 if simulated.is_conv else -1, -1)
+                )
+            )
+            for call in calls:
+                run(unet, call)
+            handle.remove()
+            errors.append(torch.cat([o.flatten(0, -2) for o in outputs]).mean(0).norm().item())
+        ratios.append(errors[1] / errors[0])
+    assert max(ratios) < 0.05, f"of the mean error left: {max(ratios):.3g} ({len(ratios)} layers)"
+
+
+def test_no_bias_where_the_layer_has_none_or_the_estimate_is_not_finite():
+    plans = [LayerPlan(name, "Linear", weight_bits=8) for name in ("sound", "broken", "shared")]
+    plans[2].weight_bits, plans[2].activations = 4, "float"  # not a treatment of this configuration
+    shifts = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    estimates = {plan.name: sensitivity.Estimate([0.0, 0.0], shifts) for plan in plans}
+    estimates["broken"] = sensitivity.Estimate([0.0, 0.0], shifts * float("nan"))
+    found = sensitivity.bias_shifts(plans, estimates, TfqConfig())
+    assert list(found) == ["sound"]
+    assert_same_bits(found["sound"], shifts[0])
+
+
 def test_coarsest_treatment_within_the_budget():
     config = TfqConfig(weights="int4", error_budget=0.1)
     errors = {
@@ -109,7 +164,8 @@ def test_coarsest_treatment_within_the_budget():
     }
     plans = [LayerPlan(name, "Linear", weight_bits=4) for name in errors]
     kept = LayerPlan("kept", "Linear", converted=False, reason="because")
-    sensitivity.refine_plans([*plans, kept], errors, config)
+    estimates = {name: sensitivity.Estimate(e, torch.zeros(3, 1)) for name, e in errors.items()}
+    sensitivity.refine_plans([*plans, kept], estimates, config)
     chosen = {plan.name: (plan.weight_bits, plan.activations, plan.output_error) for plan in plans}
     assert chosen == {
         "first": (4, "int8", 0.1),
@@ -212,8 +268,14 @@ def test_layers_with_one_input_share_its_type(name, sensitive, monkeypatch):
     expected = run(unet, kwargs)
 
     def estimate(model, plans, calls, config, progress=None):
-        names = [plan.name for plan in plans if plan.converted]
-        return {n: [1.0, 1e-3] if n.endswith(sensitive) else [1e-3, 1e-4] for n in names}
+        none = torch.zeros(2, 1)
+        return {
+            plan.name: sensitivity.Estimate(
+                [1.0, 1e-3] if plan.name.endswith(sensitive) else [1e-3, 1e-4], none
+            )
+            for plan in plans
+            if plan.converted
+        }
 
     monkeypatch.setattr(sensitivity, "estimate_errors", estimate)
     layers = converted_layers(tfq.convert(unet, calibration=[kwargs]))
@@ -264,7 +326,7 @@ def test_estimate_leaves_the_model_alone():
         )
         for _ in range(2)
     ]
-    assert estimates[0] == estimates[1], "same seed, same estimate"
+    assert_same_estimates(*estimates)
     assert torch.equal(torch.get_rng_state(), state)
     assert not unet.is_gradient_checkpointing and not unet.training
     assert not any(module._forward_hooks for module in unet.modules())
@@ -279,5 +341,7 @@ def test_a_model_that_checkpoints_already():
     calls = [inputs(unet)]
     plain = sensitivity.estimate_errors(unet, planned(unet, config), calls, config)
     unet.enable_gradient_checkpointing()
-    assert sensitivity.estimate_errors(unet, planned(unet, config), calls, config) == plain
+    assert_same_estimates(
+        sensitivity.estimate_errors(unet, planned(unet, config), calls, config), plain
+    )
     assert unet.is_gradient_checkpointing

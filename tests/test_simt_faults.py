@@ -24,8 +24,14 @@ from tfq import reference
     REDUCE_WITHOUT_BARRIER,
     REDUCE_OVERWRITTEN,
     ROW_UNCHECKED,  # test_simt_sanitized.py's
+    WAIT_ONE_PRODUCT_TOO_FEW,
+    RELEASE_BEFORE_PRODUCTS,
+    NO_WAIT_FOR_FULL,
+    NO_WAIT_FOR_EMPTY,
+    EXPECT_TOO_FEW_BYTES,
+    WRONG_SWIZZLE,
     COUNT,
-) = range(1, 15)
+) = range(1, 21)
 
 
 @pytest.fixture(scope="module")
@@ -35,17 +41,17 @@ def simt():
     simt.schedule()
 
 
-def outcome(simt, fault, order, lazy, function="gemm_s8", splits=0):
+def outcome(simt, fault, order, lazy, function="gemm_s8", splits=0, tile="64x64x64_w2x2", k=640):
     """ "right", "wrong", or the text of the error."""
     if function == "gemm_s8":
-        operands = gemm_operands(65, 72, 640)
+        operands = gemm_operands(65, 72, k)
     else:
         operands = conv_operands((1, 32, 6, 6, 40, 3, 1, 1, 1))
     expected = getattr(reference, function)(**operands)
     simt.schedule(order, lazy, seed=1, fault=fault)
     try:
         for _ in range(2):
-            actual = getattr(simt, function)(**operands, tile="64x64x64_w2x2", splits=splits)
+            actual = getattr(simt, function)(**operands, tile=tile, splits=splits)
             if not bool((actual == expected).all()):
                 return "wrong"
     except (RuntimeError, AssertionError) as error:
@@ -138,3 +144,48 @@ def test_reduction_that_does_not_wait(simt):
 
 def test_reduction_overwritten_by_the_next_needs_a_warp_that_runs_ahead(simt):
     assert not reductions(simt, REDUCE_OVERWRITTEN)[simt_native.GREEDY, False]
+
+
+@pytest.fixture
+def hopper(simt):
+    simt.native.set_device(90, 1, 232448, 233472, True)
+    yield
+    simt.native.set_device(*simt_native.DEVICE)
+
+
+def hopper_outcomes(simt, fault):
+    """Two tiles on one multiprocessor, and more k-blocks than there are stages."""
+    return outcomes(simt, fault, tile="64x160x128_wg1", k=1680)
+
+
+@pytest.mark.usefixtures("hopper")
+class TestHopper:
+    def test_without_a_fault_all_is_right(self, simt):
+        assert set(hopper_outcomes(simt, 0).values()) == {"right"}
+
+    def test_waiting_for_too_few_products_needs_lazy_products(self, simt):
+        seen = hopper_outcomes(simt, WAIT_ONE_PRODUCT_TOO_FEW)
+        assert all(result != "right" for (_, lazy), result in seen.items() if lazy)
+
+    def test_releasing_a_stage_before_its_products(self, simt):
+        seen = hopper_outcomes(simt, RELEASE_BEFORE_PRODUCTS)
+        assert "wrong" in seen.values()
+
+    def test_multiplying_before_the_copies_have_come(self, simt):
+        seen = hopper_outcomes(simt, NO_WAIT_FOR_FULL)
+        assert all(result != "right" for (_, lazy), result in seen.items() if lazy)
+
+    def test_filling_before_the_stage_is_free(self, simt):
+        seen = hopper_outcomes(simt, NO_WAIT_FOR_EMPTY)
+        assert "right" not in seen.values()
+
+    def test_expecting_too_few_bytes(self, simt):
+        seen = hopper_outcomes(simt, EXPECT_TOO_FEW_BYTES)
+        assert "right" not in seen.values()
+
+    def test_another_swizzle_than_the_copy_has(self, simt):
+        assert "right" not in hopper_outcomes(simt, WRONG_SWIZZLE).values()
+
+    def test_padding_with_zero_bytes(self, simt):
+        seen = outcomes(simt, PADDING_IS_ZERO, function="conv2d_s8", tile="64x160x128_wg1")
+        assert set(seen.values()) == {"wrong"}

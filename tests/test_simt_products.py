@@ -15,7 +15,7 @@ from operands import (
     random_qparams,
     weight_operands_s4,
 )
-from simt_cases import CONVS, FLOATS, TILES, check_epilogue, epilogues
+from simt_cases import CONVS, FLOATS, TILES, TILES_SM90, check_epilogue, epilogues
 from tolerance import assert_quantized_close, assert_same_bits
 
 from tfq import reference
@@ -37,7 +37,7 @@ def default_schedule(simt):
 
 
 def test_the_tiles_are_these(simt):
-    assert tuple(simt.tiles) == TILES
+    assert tuple(simt.tiles) == TILES + TILES_SM90
 
 
 @pytest.mark.parametrize("tile", TILES)
@@ -223,7 +223,7 @@ class TestErrors:
             simt.gemm_s8(**gemm_operands(4, 8, 24))
 
     def test_width(self, simt):
-        declined = ", ".join(TILES)
+        declined = ", ".join(TILES + TILES_SM90)
         with pytest.raises(
             ValueError, match=f"gemm_s8: n must be a multiple of 8, got 12; declined by {declined}$"
         ):
@@ -250,11 +250,11 @@ class TestErrors:
             simt.gemm_s8(**operands)
 
     def test_old_device_declines_every_tile(self, simt):
-        simt.native.set_device(75, 40, 65536, 65536)
+        simt.native.set_device(75, 40, 65536, 65536, False)
         try:
             with pytest.raises(
                 ValueError, match="needs compute capability 8.0, the device has 7.5"
             ):
                 simt.gemm_s8(**gemm_operands(4, 8, 16))
         finally:
-            simt.native.set_device(80, 108, 166912, 167936)
+            simt.native.set_device(*simt_native.DEVICE)

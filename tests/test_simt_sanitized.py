@@ -19,6 +19,7 @@ def programs():
 def test_shim(programs):
     oracle = simt_native.SOURCE / "oracle" / "fragments.tsv"
     assert "0 failures" in simt_native.run(programs, "test_shim", oracle)
+    assert "0 failures" in simt_native.run(programs, "test_shim_sm90")
 
 
 def test_random_shapes(programs, seed):

@@ -87,6 +87,20 @@ def attention_s8(
     out_dtype: int,
     /,
 ) -> None: ...
+def resnet_block(
+    x: int,
+    x2: int,
+    dtype: int,
+    shape: tuple,
+    norm1: tuple,
+    conv1: tuple,
+    temporal: tuple,
+    norm2: tuple,
+    conv2: tuple,
+    shortcuts: tuple,
+    out: int,
+    /,
+) -> None: ...
 def temporal_gather(
     table: int, table_rows: int, width: int, rows: int, count: int, out: int, /
 ) -> None: ...

@@ -31,6 +31,7 @@ _use_installed_package()
 from tfq import nn, ops, reference  # noqa: E402
 from tfq._ext import CudaError  # noqa: E402
 from tfq._version import __version__  # noqa: E402
+from tfq.comparison import Comparison, compare  # noqa: E402
 from tfq.config import TfqConfig  # noqa: E402
 from tfq.environment import info  # noqa: E402
 from tfq.reporting import Report, report  # noqa: E402
@@ -43,10 +44,12 @@ else:
     from tfq._without_diffusers import convert, save, temporal_blocks
 
 __all__ = [
+    "Comparison",
     "CudaError",
     "Report",
     "TfqConfig",
     "__version__",
+    "compare",
     "convert",
     "info",
     "nn",

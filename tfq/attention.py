@@ -3,96 +3,129 @@
 import torch
 from diffusers.models.activations import GEGLU
 from diffusers.models.attention import BasicTransformerBlock as FloatBasicTransformerBlock
+from diffusers.models.attention_processor import Attention as FloatAttention
+from diffusers.models.attention_processor import (
+    AttnProcessor,
+    AttnProcessor2_0,
+    FusedAttnProcessor2_0,
+)
 from diffusers.models.transformers.transformer_2d import (
     Transformer2DModel as FloatTransformer2DModel,
 )
 from torch.nn import functional as F
 
 from tfq import backends
-from tfq.nn import image_tokens, token_image
+from tfq.adapters import is_untouched
+from tfq.nn import Conv2d, Linear, image_tokens, token_image
+from tfq.ops import _checks
+
+# What a fused attention computes; with any other processor it runs unfused.
+PLAIN_PROCESSORS = (AttnProcessor2_0, AttnProcessor, FusedAttnProcessor2_0)
 
 
-class AttnProcessor:
+class Attention(FloatAttention):
     """INT8 projections; softmax(QK)V in float or on integers.
 
     The input is normalised (GroupNorm of the attention, or the LayerNorm of the transformer block
     around it) and quantised in one kernel, once for the projections that share it; the output
-    projection adds the residual in its epilogue.
+    projection adds the residual in its epilogue. With a processor of another kind, or children that
+    carry hooks or adapters, the processor runs as in diffusers on the quantized layers.
 
-    Parameters
-    ----------
-    compute_dtype : torch.dtype or None
-        Of queries, keys and values; None: the dtype of the hidden states.
-    integer_backend : {"native", "reference"} or None
-        The backend of the dot products on integers; None: they are float. A masked attention always is.
+    ``compute_dtype`` is the dtype of queries, keys and values, None that of the hidden states;
+    ``integer_backend`` the backend of the dot products on integers, None: they are float. A masked
+    attention always is, and one on CUDA, where the native backend has no kernel for it.
     """
 
-    def __init__(self, compute_dtype=None, integer_backend=None):
-        self.compute_dtype = compute_dtype
-        self.integer_backend = integer_backend
+    compute_dtype = None
+    integer_backend = None
 
-    def __call__(
-        self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None,
-        layer_norm=None,
+    def is_fused(self):
+        """Whether the kernels run as one unit."""
+        layers = (self.to_q, self.to_k, self.to_v, self.to_out[0])
+        norm = () if self.group_norm is None else (self.group_norm,)
+        return (
+            type(self.processor) in PLAIN_PROCESSORS
+            and all(isinstance(layer, Linear) for layer in layers)
+            and is_untouched(*layers, self.to_out[1], *norm)
+        )
+
+    def fuse_projections(self, fuse=True):
+        """As diffusers' method; the projections share one quantized input as they are."""
+        self.fused_projections = fuse
+
+    def forward(
+        self, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None,
+        layer_norm=None, **cross_attention_kwargs,
     ):  # fmt: skip
-        """As diffusers' AttnProcessor2_0; `temb` is a row.
+        """As diffusers' Attention; `temb` is a row.
 
         With `layer_norm`, `hidden_states` is the residual stream: it is normalised here, and added to
-        the output.
+        the output. Only a fused attention takes it.
         """
+        if cross_attention_kwargs or not self.is_fused():
+            return self._unfused(
+                hidden_states, encoder_hidden_states, attention_mask, cross_attention_kwargs
+            )
         is_image = hidden_states.dim() == 4
         tokens = image_tokens(hidden_states) if is_image else hidden_states.contiguous()
-        q_input = self._quantize_input(attn, tokens, temb, layer_norm)
+        q_input = self._quantize_input(tokens, temb, layer_norm)
         if encoder_hidden_states is None:
             kv_input = q_input
         else:
-            kv_input = attn.to_k.input.quantize(encoder_hidden_states.to(tokens.dtype).contiguous())
+            kv_input = self.to_k.input.quantize(encoder_hidden_states.to(tokens.dtype).contiguous())
 
         batch, length = kv_input[0].shape[:2]
         if attention_mask is not None:
-            attention_mask = attn.prepare_attention_mask(attention_mask, length, batch)
-            attention_mask = attention_mask.view(batch, attn.heads, -1, attention_mask.shape[-1])
+            attention_mask = self.prepare_attention_mask(attention_mask, length, batch)
+            attention_mask = attention_mask.view(batch, self.heads, -1, attention_mask.shape[-1])
 
         dtype = self.compute_dtype or tokens.dtype
         query, key, value = (
             layer.product(*source, out_dtype=dtype)
             for layer, source in (
-                (attn.to_q, q_input),
-                (attn.to_k, kv_input),
-                (attn.to_v, kv_input),
+                (self.to_q, q_input),
+                (self.to_k, kv_input),
+                (self.to_v, kv_input),
             )
         )
-        mixed = self._attend(query, key, value, attn.heads, attention_mask)
+        mixed = self._attend(query, key, value, attention_mask)
 
-        adds_residual = attn.residual_connection or layer_norm is not None
-        out = attn.to_out[0].product(
-            *attn.to_out[0].input.quantize(mixed),
+        adds_residual = self.residual_connection or layer_norm is not None
+        out = self.to_out[0].product(
+            *self.to_out[0].input.quantize(mixed),
             residual=tokens if adds_residual else None,
             out_dtype=tokens.dtype,
         )
         if is_image:
             out = token_image(out, hidden_states.shape[2:])
-        return out if attn.rescale_output_factor == 1 else out / attn.rescale_output_factor
+        return out if self.rescale_output_factor == 1 else out / self.rescale_output_factor
 
-    def _attend(self, query, key, value, heads, attention_mask):
+    def _unfused(self, hidden_states, encoder_hidden_states, attention_mask, kwargs):
+        if type(self.processor) is FusedAttnProcessor2_0:  # reads layers that nobody made
+            return AttnProcessor2_0()(self, hidden_states, encoder_hidden_states, attention_mask)
+        return super().forward(hidden_states, encoder_hidden_states, attention_mask, **kwargs)
+
+    def _attend(self, query, key, value, attention_mask):
         """``softmax(QK)V`` of ``(batch, tokens, heads * width)``, of the same shape as `query`."""
-        if self.integer_backend is not None and attention_mask is None:
-            return backends.get(self.integer_backend).attention_s8(query, key, value, heads)
+        on_integers = self.integer_backend == "reference" or (
+            self.integer_backend and not _checks.has_cuda_kernels(query)
+        )
+        if on_integers and attention_mask is None:
+            return backends.get(self.integer_backend).attention_s8(query, key, value, self.heads)
         query, key, value = (
-            x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value)
+            x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (query, key, value)
         )
         if attention_mask is not None:
             attention_mask = attention_mask.to(query.dtype)
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask)
         return mixed.transpose(1, 2).flatten(2).contiguous()
 
-    @staticmethod
-    def _quantize_input(attn, tokens, row, layer_norm):
-        quantizer = attn.to_q.input
+    def _quantize_input(self, tokens, row, layer_norm):
+        quantizer = self.to_q.input
         if layer_norm is not None:
             return quantizer.layer_norm(layer_norm, tokens)
-        if attn.group_norm is not None:
-            return quantizer.group_norm(attn.group_norm, tokens, row, silu=False)
+        if self.group_norm is not None:
+            return quantizer.group_norm(self.group_norm, tokens, row, silu=False)
         return quantizer.quantize(tokens)
 
 
@@ -104,25 +137,20 @@ class BasicTransformerBlock(FloatBasicTransformerBlock):
         encoder_attention_mask=None, timestep=None, cross_attention_kwargs=None, class_labels=None,
         added_cond_kwargs=None,
     ):  # fmt: skip
-        """As diffusers' BasicTransformerBlock; without the fused processors, exactly that."""
-        if cross_attention_kwargs or not self._is_fusable():
+        """As diffusers' BasicTransformerBlock; each part is fused unless its children were touched."""
+        if cross_attention_kwargs or self._chunk_size is not None:
             return super().forward(
                 hidden_states, attention_mask, encoder_hidden_states, encoder_attention_mask, timestep,
                 cross_attention_kwargs, class_labels, added_cond_kwargs,
             )  # fmt: skip
-        hidden_states = self.attn1(
-            hidden_states,
-            encoder_hidden_states=encoder_hidden_states if self.only_cross_attention else None,
-            attention_mask=attention_mask,
-            layer_norm=self.norm1,
-        )
+        context = encoder_hidden_states if self.only_cross_attention else None
+        hidden_states = self._attend(self.norm1, self.attn1, hidden_states, context, attention_mask)
         if self.attn2 is not None:
-            hidden_states = self.attn2(
-                hidden_states,
-                encoder_hidden_states=encoder_hidden_states,
-                attention_mask=encoder_attention_mask,
-                layer_norm=self.norm2,
+            hidden_states = self._attend(
+                self.norm2, self.attn2, hidden_states, encoder_hidden_states, encoder_attention_mask
             )
+        if not self._fuses_feed_forward():
+            return self.ff(self.norm3(hidden_states)) + hidden_states
         project_in, project_out = self.ff.net[0].proj, self.ff.net[2]
         wide = project_in.product(
             *project_in.input.layer_norm(self.norm3, hidden_states), out_dtype=hidden_states.dtype
@@ -131,18 +159,50 @@ class BasicTransformerBlock(FloatBasicTransformerBlock):
             *project_out.input.geglu(wide), residual=hidden_states, out_dtype=hidden_states.dtype
         )
 
-    def _is_fusable(self):
-        attentions = [a for a in (self.attn1, self.attn2) if a is not None]
+    @staticmethod
+    def _fuses(norm, attention):
         return (
-            all(isinstance(a.processor, AttnProcessor) for a in attentions)
-            and self._chunk_size is None
+            isinstance(attention, Attention)
+            and is_untouched(norm, attention)
+            and attention.is_fused()
         )
+
+    def _attend(self, norm, attention, hidden_states, context, mask):
+        arguments = {"encoder_hidden_states": context, "attention_mask": mask}
+        if self._fuses(norm, attention):
+            return attention(hidden_states, **arguments, layer_norm=norm)
+        return attention(norm(hidden_states), **arguments) + hidden_states
+
+    def _fuses_feed_forward(self):
+        geglu, dropout, project_out = self.ff.net
+        return (
+            isinstance(geglu.proj, Linear)
+            and isinstance(project_out, Linear)
+            and is_untouched(self.norm3, self.ff, geglu, geglu.proj, dropout, project_out)
+        )
+
+    def is_fused(self):
+        """Whether every part runs as one unit."""
+        second = self.attn2 is None or self._fuses(self.norm2, self.attn2)
+        return self._fuses(self.norm1, self.attn1) and second and self._fuses_feed_forward()
 
 
 class Transformer2DModel(FloatTransformer2DModel):
     """GroupNorm and projection in, transformer blocks, projection out with the residual."""
 
+    def _fuses_input(self):
+        return isinstance(self.proj_in, (Linear, Conv2d)) and is_untouched(self.norm, self.proj_in)
+
+    def _fuses_output(self):
+        return isinstance(self.proj_out, (Linear, Conv2d)) and is_untouched(self.proj_out)
+
+    def is_fused(self):
+        """Whether both projections run with what is around them."""
+        return self._fuses_input() and self._fuses_output()
+
     def _operate_on_continuous_inputs(self, hidden_states):
+        if not self._fuses_input():
+            return super()._operate_on_continuous_inputs(hidden_states)
         q, qparams = self.proj_in.input.group_norm(
             self.norm, image_tokens(hidden_states), silu=False
         )
@@ -152,6 +212,10 @@ class Transformer2DModel(FloatTransformer2DModel):
     def _get_output_for_continuous_inputs(
         self, hidden_states, residual, batch_size, height, width, inner_dim
     ):
+        if not self._fuses_output():
+            return super()._get_output_for_continuous_inputs(
+                hidden_states, residual, batch_size, height, width, inner_dim
+            )
         q, qparams = self.proj_out.input.quantize(hidden_states.contiguous())
         out = self.proj_out.token_product(
             q, qparams, residual=image_tokens(residual), out_dtype=residual.dtype
@@ -164,10 +228,17 @@ def is_standard_feed_forward(ff):
     return len(ff.net) == 3 and type(ff.net[0]) is GEGLU
 
 
-def attention_compute_dtype(config, dtype):
-    """Dtype of the float dot products of attention: bfloat16 where the CPU multiplies it natively."""
-    if config.attention != "auto" or config.backend == "reference":
-        return None
-    capabilities = torch.backends.cpu.get_cpu_capability()
-    bf16 = "AVX512" in capabilities and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return torch.bfloat16 if bf16 and dtype is torch.float32 else None
+def dot_products(config, dtype):
+    """(compute_dtype, integer_backend) of an :class:`Attention` in a model of `dtype`.
+
+    "auto" is bfloat16 where the CPU multiplies it natively, else integers.
+    """
+    if config.attention == "int8":
+        return None, config.backend
+    if config.attention == "float" or config.backend == "reference":
+        return None, None
+    # oneDNN calls bfloat16 supported where it only emulates it, at a fraction of float32's speed.
+    has_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    if has_bf16 and "AVX512" in torch.backends.cpu.get_cpu_capability():
+        return torch.bfloat16 if dtype is torch.float32 else None, None
+    return None, config.backend if config.activations == "int8" else None

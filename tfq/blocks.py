@@ -8,14 +8,16 @@ temporal feature and residual are added in the convolution's epilogue.
 
 import torch
 from diffusers.models import resnet, upsampling
-from diffusers.models.attention_processor import Attention
 from diffusers.models.downsampling import Downsample2D as FloatDownsample2D
 from diffusers.models.unets import unet_2d_blocks as unet_blocks
 from diffusers.utils.torch_utils import apply_freeu
 from torch.nn import functional as F
 
-from tfq.attention import AttnProcessor
-from tfq.nn import ShortcutConv2d
+from tfq.adapters import is_untouched
+from tfq.attention import Attention
+from tfq.nn import Conv2d, ShortcutConv2d
+from tfq.ops import _checks
+from tfq.ops.resnet import resnet_block
 
 _ASYMMETRIC_PADDING = (0, 1, 0, 1)
 
@@ -58,33 +60,108 @@ class ResnetBlock2D(resnet.ResnetBlock2D):
         return self.fold_feature(self.time_emb_proj(embedding)).float()
 
     def _shortcut(self, x, skip):
-        if isinstance(self.conv_shortcut, ShortcutConv2d):
+        if isinstance(self.conv_shortcut, ShortcutConv2d) and is_untouched(self.conv_shortcut):
             return self.conv_shortcut(x, skip)
         joined = x if skip is None else torch.cat([x, skip], dim=1)
         return joined if self.conv_shortcut is None else _channels_last(self.conv_shortcut(joined))
+
+    def _is_one_call(self, x, skip):
+        """Whether the native kernels may run one after another without returning to Python."""
+        layers = [self.conv1, self.conv2]
+        sources = (x.shape[1],) if skip is None else (x.shape[1], skip.shape[1])
+        shortcut = self.conv_shortcut
+        if shortcut is not None:
+            if not isinstance(shortcut, ShortcutConv2d) or not is_untouched(shortcut):
+                return False
+            if shortcut.sources != sources:
+                return False
+            layers.append(shortcut)
+        elif skip is not None:
+            return False
+        return (
+            x.is_cpu
+            and not _checks.has_cuda_kernels(x)
+            and not _checks.is_traced(x)
+            and all(layer.backend == "native" and layer.input.recorder is None for layer in layers)
+        )
+
+    def _one_call(self, x, row, skip, temporal, affine):
+        def norm(module, layer, affine=None):
+            weight, bias = (module.weight, module.bias) if affine is None else affine
+            return weight, bias, module.num_groups, module.eps, layer.input.qparams(row)
+
+        shortcut = self.conv_shortcut
+        return resnet_block(
+            x, norm(self.norm1, self.conv1), self.conv1.operands(),
+            norm(self.norm2, self.conv2, affine), self.conv2.operands(), x2=skip, temporal=temporal,
+            shortcuts=() if shortcut is None else shortcut.source_operands(),
+        )  # fmt: skip
+
+    def _calls(self, x, row, skip, temporal, affine):
+        q = self.conv1.input.group_norm(self.norm1, x, row, x2=skip)
+        hidden = self.conv1.product(*q, temporal=temporal, out_dtype=x.dtype)
+        q = self.conv2.input.group_norm(self.norm2, hidden, row, affine=affine)
+        residual = self._shortcut(x, skip)
+        return self.conv2.product(*q, residual=residual, out_dtype=x.dtype)
+
+    def is_fused(self):
+        """Whether the kernels run as one unit."""
+        return (
+            isinstance(self.conv1, Conv2d)
+            and isinstance(self.conv2, Conv2d)
+            and is_untouched(
+                self.norm1, self.conv1, self.norm2, self.conv2, self.nonlinearity, self.dropout
+            )
+        )
+
+    def _unfused(self, x, feature, skip):
+        """Child by child, as diffusers; each input has the range of its image."""
+        joined = x if skip is None else torch.cat([x, skip], dim=1)
+        hidden = self.conv1(self.nonlinearity(self.norm1(joined)))
+        if self.time_embedding_norm == "scale_shift":
+            weight, shift = (part[:, :, None, None] for part in feature.chunk(2, dim=1))
+            own_weight, own_bias = (p[None, :, None, None] for p in self.norm2.parameters())
+            # A channel of weight 0 is a constant, whatever its scale.
+            scale = torch.where(own_weight == 0, 1.0, weight / own_weight)
+            hidden = self.norm2(hidden) * scale + (shift - own_bias * scale)
+            hidden = hidden.to(x.dtype)
+        else:
+            if feature is not None:
+                hidden = hidden + feature[:, :, None, None].to(hidden.dtype)
+            hidden = self.norm2(hidden)
+        return self.conv2(self.dropout(self.nonlinearity(hidden))) + self._shortcut(x, skip)
 
     def forward(self, input_tensor, temb=None, skip=None):
         """Images ``(batch, c, h, w)``, a row per image, and optionally the skip half of the input."""
         x = _channels_last(input_tensor)
         skip = None if skip is None else _channels_last(skip)
         feature = self._feature(temb)
+        out = (
+            self._fused(x, temb, feature, skip)
+            if self.is_fused()
+            else self._unfused(x, feature, skip)
+        )
+        return out if self.output_scale_factor == 1 else out / self.output_scale_factor
+
+    def _fused(self, x, row, feature, skip):
         affine, temporal = None, feature
         if self.time_embedding_norm == "scale_shift":
             affine, temporal = feature.chunk(2, dim=1), None
-
-        q = self.conv1.input.group_norm(self.norm1, x, temb, x2=skip)
-        hidden = self.conv1.product(*q, temporal=temporal, out_dtype=x.dtype)
-        q = self.conv2.input.group_norm(self.norm2, hidden, temb, affine=affine)
-        residual = self._shortcut(x, skip)
-        out = self.conv2.product(*q, residual=residual, out_dtype=x.dtype)
-        return out if self.output_scale_factor == 1 else out / self.output_scale_factor
+        run = self._one_call if self._is_one_call(x, skip) else self._calls
+        return run(x, row, skip, temporal, affine)
 
 
 class Downsample2D(FloatDownsample2D):
     """Strided INT8 convolution; the asymmetric padding of ``padding=0`` is the kernel's own."""
 
+    def is_fused(self):
+        """Whether the kernel pads by itself."""
+        return isinstance(self.conv, Conv2d) and is_untouched(self.conv)
+
     def forward(self, hidden_states, temb=None):
         """Images and optionally a row per image."""
+        if not self.is_fused():
+            return super().forward(hidden_states)
         x = _channels_last(hidden_states)
         q = self.conv.input.quantize(x, temb)
         padding = _ASYMMETRIC_PADDING if self.padding == 0 else None
@@ -94,9 +171,18 @@ class Downsample2D(FloatDownsample2D):
 class Upsample2D(upsampling.Upsample2D):
     """Nearest-neighbour doubling read by the INT8 convolution, never made."""
 
+    def _convolution(self):
+        return self.conv if self.name == "conv" else self.Conv2d_0
+
+    def is_fused(self):
+        """Whether the kernel doubles by itself."""
+        return isinstance(self._convolution(), Conv2d) and is_untouched(self._convolution())
+
     def forward(self, hidden_states, output_size=None, temb=None):
         """Images, an output size that overrides doubling, and optionally a row per image."""
-        conv = self.conv if self.name == "conv" else self.Conv2d_0
+        if not self.is_fused():
+            return super().forward(hidden_states, output_size)
+        conv = self._convolution()
         x = _channels_last(hidden_states)
         upsample = 2
         if output_size is not None and tuple(output_size) != (2 * x.shape[2], 2 * x.shape[3]):
@@ -106,8 +192,8 @@ class Upsample2D(upsampling.Upsample2D):
 
 
 def _attend(attention, hidden_states, temb, **kwargs):
-    """Call an attention; hand on the row if its processor is ours."""
-    if isinstance(attention, Attention) and isinstance(attention.processor, AttnProcessor):
+    """Call an attention; hand on the row if it is ours."""
+    if isinstance(attention, Attention):
         return attention(hidden_states, temb=temb, **kwargs)
     return attention(hidden_states, **kwargs)
 

@@ -10,6 +10,7 @@ import inspect
 
 import torch
 
+from tfq.distributed import failing_together, gather, is_mine
 from tfq.shapes import example_inputs
 
 DEFAULT_STEPS = 50
@@ -58,50 +59,103 @@ def _reads_variance(scheduler):
     return getattr(scheduler.config, "variance_type", None) in ("learned", "learned_range")
 
 
-def run_trajectory(unet, scheduler, num_inference_steps, images, seed):
-    """Sample `images` images once with a copy of the scheduler; every UNet call is a calibration call."""
-    scheduler = check_scheduler(scheduler, num_inference_steps)
-    generator = torch.Generator().manual_seed(seed)
-    inputs = example_inputs(unet, images, generator)
-    sample = inputs.pop("sample").float() * getattr(scheduler, "init_noise_sigma", 1.0)
-    step_arguments = inspect.signature(scheduler.step).parameters
-    extra = {"generator": generator} if "generator" in step_arguments else {}
-    for timestep in scheduler.timesteps:
-        scaled = sample
-        if hasattr(scheduler, "scale_model_input"):
-            scaled = scheduler.scale_model_input(sample, timestep)
-        output = unet(
-            **{**inputs, "sample": scaled.to(unet.dtype), "timestep": timestep}
-        ).sample.float()
-        if output.shape[1] == 2 * sample.shape[1] and not _reads_variance(scheduler):
+class Trajectory:
+    """One sampling run of a model, from noise of its own, with a copy of the scheduler.
+
+    Parameters
+    ----------
+    unet : UNet2DModel or UNet2DConditionModel
+    scheduler : diffusers scheduler
+    num_inference_steps : int
+    images : int
+        Batch size.
+    seed : int
+        Of the noise, the class labels and what the scheduler adds.
+
+    Attributes
+    ----------
+    timesteps : Tensor
+        In the order in which :meth:`step` takes them.
+    sample : Tensor
+        float32, what the next step starts from.
+    """
+
+    def __init__(self, unet, scheduler, num_inference_steps, images, seed):
+        self._unet, self._scheduler = unet, check_scheduler(scheduler, num_inference_steps)
+        generator = torch.Generator().manual_seed(seed)
+        self._inputs = example_inputs(unet, images, generator)
+        noise = self._inputs.pop("sample").float()
+        self.sample = noise * getattr(self._scheduler, "init_noise_sigma", 1.0)
+        self.timesteps = self._scheduler.timesteps
+        step_arguments = inspect.signature(self._scheduler.step).parameters
+        self._extra = {"generator": generator} if "generator" in step_arguments else {}
+
+    def predict(self, timestep):
+        """Output of the UNet for the present sample, float32."""
+        scaled = self.sample
+        if hasattr(self._scheduler, "scale_model_input"):
+            scaled = self._scheduler.scale_model_input(scaled, timestep)
+        sample = scaled.to(self._unet.dtype)
+        call = {**self._inputs, "sample": sample, "timestep": timestep}
+        return self._unet(**call).sample.float()
+
+    def step(self, timestep, output):
+        """Advance the sample by the model's `output` at `timestep`."""
+        channels = self.sample.shape[1]
+        if output.shape[1] == 2 * channels and not _reads_variance(self._scheduler):
             output = output.chunk(2, dim=1)[0]
         try:
-            sample = scheduler.step(output, timestep, sample, **extra).prev_sample
+            result = self._scheduler.step(output, timestep, self.sample, **self._extra)
         except Exception as error:
             raise ValueError(
-                f"convert: scheduler {type(scheduler).__name__} does not fit the model: {error}"
+                f"convert: scheduler {type(self._scheduler).__name__} does not fit the model: {error}"
             ) from error
+        self.sample = result.prev_sample
 
 
-def run_calibration(unet, calibration, scheduler, num_inference_steps, config):
-    """Drive the lowered model through its calibration calls."""
+def run_trajectory(unet, scheduler, num_inference_steps, images, seed, progress=None):
+    """Sample `images` images once with a copy of the scheduler; every UNet call is a calibration call."""
+    trajectory = Trajectory(unet, scheduler, num_inference_steps, images, seed)
+    for done, timestep in enumerate(trajectory.timesteps, 1):
+        trajectory.step(timestep, trajectory.predict(timestep))
+        if progress is not None:
+            progress(done, len(trajectory.timesteps), "calibration")
+
+
+def run_calibration(
+    unet,
+    calibration,
+    scheduler,
+    num_inference_steps,
+    config,
+    progress=None,
+    begin=lambda unit: None,
+):
+    """Drive the lowered model through its calibration calls: those that are this process's to make.
+
+    ``begin(unit)`` is called before each trajectory, or before each call of an iterable; a function is
+    one unit, which every process does.
+    """
     if callable(calibration):
+        begin(0)
         calibration(unet)
         return
     if isinstance(calibration, int) or calibration is None:
-        for trajectory in range(1 if calibration is None else calibration):
+        for trajectory in filter(is_mine, range(1 if calibration is None else calibration)):
+            begin(trajectory)
             run_trajectory(
                 unet,
                 scheduler,
                 num_inference_steps,
                 config.calibration_samples,
                 config.seed + trajectory,
+                progress,
             )
         return
     parameters = inspect.signature(type(unet).forward).parameters
     accepted = set(parameters) - {"self"}
     required = {name for name in accepted if parameters[name].default is inspect.Parameter.empty}
-    calls = 0
+    calls, total = 0, len(calibration) if hasattr(calibration, "__len__") else None
     for kwargs in calibration:
         if not isinstance(kwargs, dict):
             raise TypeError(
@@ -120,8 +174,12 @@ def run_calibration(unet, calibration, scheduler, num_inference_steps, config):
                 f"convert: calibration yields a dict that lacks {', '.join(map(repr, missing))}, which "
                 f"{type(unet).__name__}.forward needs"
             )
-        unet(**kwargs)
+        if is_mine(calls):
+            begin(calls)
+            unet(**kwargs)
         calls += 1
+        if progress is not None:
+            progress(calls, total, "calibration")
     if calls == 0:
         raise ValueError(
             "convert: calibration is empty (or an exhausted generator); it must yield at least one dict "
@@ -129,7 +187,7 @@ def run_calibration(unet, calibration, scheduler, num_inference_steps, config):
         )
 
 
-def record_calls(unet, calibration, scheduler, num_inference_steps, config):
+def record_calls(unet, calibration, scheduler, num_inference_steps, config, progress=None):
     """Arguments of every UNet call of a calibration run of the float model.
 
     Returns
@@ -138,7 +196,11 @@ def record_calls(unet, calibration, scheduler, num_inference_steps, config):
         Keyword arguments of ``unet.forward``, tensors on the device they came on.
     """
     names = tuple(inspect.signature(type(unet).forward).parameters)[1:]
-    calls = []
+    units, calls = {}, []
+
+    def begin(unit):
+        nonlocal calls
+        calls = units[unit] = []
 
     def record(module, args, kwargs):
         call = {**dict(zip(names, args, strict=False)), **kwargs}
@@ -146,10 +208,13 @@ def record_calls(unet, calibration, scheduler, num_inference_steps, config):
 
     handle = unet.register_forward_pre_hook(record, with_kwargs=True)
     try:
-        run_calibration(unet, calibration, scheduler, num_inference_steps, config)
+        with failing_together():
+            run_calibration(
+                unet, calibration, scheduler, num_inference_steps, config, progress, begin
+            )
     finally:
         handle.remove()
-    return calls
+    return [call for unit in gather(units).values() for call in unit]
 
 
 def spread_images(calls, count):

@@ -6,10 +6,11 @@ import torch
 from diffusers import UNet2DConditionModel, UNet2DModel
 from torch import nn
 
-from tfq import calibrate, temporal
+from tfq import adapters, calibrate, temporal
 from tfq.config import TfqConfig
 from tfq.temporal_modes import TABLE_MODES
 
+_TIME = ("time_proj", "time_embedding")
 _DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -22,6 +23,8 @@ class CheckInputs:
 
     def __call__(self, module, args, kwargs):
         """Check ``sample``, and that no input requires grad."""
+        if torch.compiler.is_compiling():
+            return  # a hook is a graph of its own, compiled again for every shape it looks at
         inputs = {**dict(zip(self.names, args, strict=False)), **kwargs}
         if "sample" not in inputs:
             return  # forward itself says what is missing
@@ -47,18 +50,22 @@ class CheckInputs:
             )
 
 
-def check_arguments(model, config, scheduler, num_inference_steps, calibration, prompts):
-    """Raise if :func:`tfq.convert` cannot do what it is asked to; nothing is changed."""
+def check_config(config):
+    """Raise TypeError if `config` is no TfqConfig."""
     if not isinstance(config, TfqConfig):
         raise TypeError(f"convert: config must be a TfqConfig, got {type(config).__name__}")
+
+
+def check_arguments(model, scheduler, num_inference_steps, calibration, prompts):
+    """Raise if :func:`tfq.convert` cannot do what it is asked to; nothing is changed."""
     if not isinstance(model, nn.Module):
         raise TypeError(
             f"convert: model must be a UNet2DModel or UNet2DConditionModel, got {type(model).__name__}"
         )
     if prompts is not None:
-        raise NotImplementedError(
-            "convert: prompts= is for pipelines, which this version does not convert; pass pipe.unet and "
-            "calibration="
+        raise ValueError(
+            "convert: prompts= needs a pipeline, which knows how text is encoded: pass the pipeline "
+            "itself, or calibration="
         )
     if isinstance(getattr(model, "time_embedding", None), temporal.TemporalEmbedding):
         raise ValueError("convert: model is converted already; load or build the float model again")
@@ -70,6 +77,19 @@ def check_arguments(model, config, scheduler, num_inference_steps, calibration, 
         raise TypeError(
             f"convert: model must be a UNet2DModel or UNet2DConditionModel, got {type(model).__name__}"
         )
+    for name, module in model.named_modules():
+        part = name.split(".")[0]
+        if part in _TIME and (adapters.is_wrapped(module) or not adapters.is_untouched(module)):
+            raise ValueError(
+                f"convert: {name} has a hook or an adapter, but is replaced by a table of rows; remove "
+                f"the hook, or fuse the adapter (pipe.fuse_lora()), before the conversion"
+            )
+        if name and "forward" in module.__dict__:
+            raise ValueError(
+                f"convert: the forward of {name} was replaced (offloading, a cache of features), and would "
+                f"run as before; take that back first, as with pipe.remove_all_hooks(), and add it again "
+                f"after the conversion"
+            )
     for name, parameter in model.named_parameters():
         if parameter.device.type != "cpu":
             raise NotImplementedError(

@@ -63,8 +63,8 @@ class TfqConfig:
     split_skip : bool
         Quantize the two halves of a skip concatenation with a range of their own in shortcuts.
     attention : {"auto", "float", "int8"}
-        Dot products of attention: "auto" runs them in bfloat16 where the CPU has it, "float" in the
-        model's own dtype, "int8" on integers, softmax included.
+        Dot products of attention: "float" runs them in the model's own dtype, "int8" on integers,
+        softmax included, "auto" in bfloat16 where the CPU multiplies it natively, else on integers.
     backend : {"native", "reference"}
         "reference" runs the same integers in plain torch.
     modules_to_not_convert : tuple of str

@@ -2,9 +2,11 @@
 
 import torch
 
-from tfq import calibrate, checks, ranges, sensitivity
+from tfq import calibrate, checks, pipelines, ranges, sensitivity
+from tfq.adapters import base_modules
 from tfq.config import TfqConfig
 from tfq.diffusers_quantizer import mark_converted
+from tfq.distributed import failing_together
 from tfq.lowering import Lowering, Undo
 from tfq.plan import plan_layers
 from tfq.reconstruct import reconstruct_blocks
@@ -41,30 +43,39 @@ def convert(
 ):
     """Convert a diffusion UNet to INT8, in place.
 
+    In the processes of an initialized ``torch.distributed`` group, each with the same model and
+    arguments, the trajectories of ``calibration=int`` and the calls of an iterable are dealt out; every
+    process gets the model that one process alone would make.
+
     Parameters
     ----------
-    model : UNet2DModel or UNet2DConditionModel
-        float32 or bfloat16, on the CPU.
+    model : UNet2DModel, UNet2DConditionModel or DiffusionPipeline
+        float32 or bfloat16, on the CPU. Of a pipeline the UNet is converted, and calibrated through the
+        pipeline itself.
     config : TfqConfig, optional
     scheduler : diffusers scheduler, optional
         Calibrates on the model's own trajectory: one sampling run with a copy of it gives every layer
         a static range per timestep. Without `scheduler` and `calibration` ranges are dynamic.
+        A pipeline's own unless one is given.
     num_inference_steps : int, optional
-        Steps of that run, default 50.
+        Steps of that run, default 50; of a pipeline what it does when it is not told.
     calibration : int, iterable of dict, or callable, optional
         Number of self-made trajectories; or keyword arguments of ``model.forward``, one dict a call;
         or a function that runs the model it is given.
     prompts : list of str, optional
-        For pipelines.
+        For a pipeline with text: one run of it for each, with the noise of ``config.seed`` and the
+        numbers that follow. A pipeline without text calibrates on ``config.calibration_samples`` images
+        if `num_inference_steps` or `scheduler` is given.
     progress : callable, optional
-        ``progress(done, total, label)`` during the steps that take long.
+        ``progress(done, total, label)`` during the steps that take long; total is None where it is not
+        known.
     checkpoint : path, optional
         Folder for the finished layers of ``reconstruction="block"``: an interrupted conversion that is
         called again with it continues there, with the same result.
 
     Returns
     -------
-    UNet2DModel or UNet2DConditionModel
+    UNet2DModel, UNet2DConditionModel or DiffusionPipeline
         `model` itself: same class, same signature, inference only.
 
     Raises
@@ -81,7 +92,14 @@ def convert(
     >>> unet = tfq.convert(unet, scheduler=DDIMScheduler(), num_inference_steps=2)
     """
     config = TfqConfig() if config is None else config
-    checks.check_arguments(model, config, scheduler, num_inference_steps, calibration, prompts)
+    checks.check_config(config)
+    if pipelines.is_pipeline(model):
+        calls = pipelines.calls_of(
+            model, config, scheduler, num_inference_steps, calibration, prompts, progress
+        )
+        convert(pipelines.unet_of(model), config, progress=progress, checkpoint=checkpoint, **calls)
+        return model
+    checks.check_arguments(model, scheduler, num_inference_steps, calibration, prompts)
     kind = checks.resolve_ranges(model, config, scheduler, calibration)
     undo = Undo()
     steps = num_inference_steps or calibrate.DEFAULT_STEPS
@@ -117,7 +135,7 @@ class _Calibration:
             hook = model.register_forward_pre_hook(checks.CheckInputs(model), with_kwargs=True)
             try:
                 self.calls = calibrate.record_calls(
-                    model, self.calibration, self.scheduler, self.steps, self.config
+                    model, self.calibration, self.scheduler, self.steps, self.config, self.progress
                 )
             finally:
                 hook.remove()
@@ -125,10 +143,12 @@ class _Calibration:
                 raise ValueError("convert: calibration made no call of the UNet")
         return self.calls
 
-    def run(self, model):
+    def run(self, model, begin):
         """Run the lowered model: through the recorded calls, or on its own."""
         calibration = self.calibration if self.calls is None else self.calls
-        calibrate.run_calibration(model, calibration, self.scheduler, self.steps, self.config)
+        calibrate.run_calibration(
+            model, calibration, self.scheduler, self.steps, self.config, self.progress, begin
+        )
 
     def timesteps(self):
         """Timesteps of the scheduler, ascending float32."""
@@ -146,12 +166,14 @@ def _convert(model, config, source, kind, checkpoint, undo):
             f"convert: nothing to convert: all {len(plans)} layers stay float, e.g. {plans[0].name} "
             f"({plans[0].reason})"
         )
+    shifts = {}
     if config.precision == "auto" and source.can_run(model):
         calls = source.record(model)
-        errors = sensitivity.estimate_errors(model, plans, calls, config, source.progress)
-        sensitivity.refine_plans(plans, errors, config)
-    weight_of = _weight_source(model, plans, config, source, checkpoint)
-    float_features, float_modules = FloatFeatures(model), dict(model.named_modules())
+        estimates = sensitivity.estimate_errors(model, plans, calls, config, source.progress)
+        sensitivity.refine_plans(plans, estimates, config)
+        shifts = sensitivity.bias_shifts(plans, estimates, config)
+    weight_of = _weight_source(model, plans, shifts, config, source, checkpoint)
+    float_features, float_modules = FloatFeatures(model), base_modules(model)
     lowered = Lowering(model, config, plans, undo).run()
     _load_weights(lowered.layers, plans, float_modules, weight_of)
     model.eval()  # the modules that are new
@@ -172,18 +194,24 @@ def _convert(model, config, source, kind, checkpoint, undo):
         embedding.finish(config.drop_tib)
 
 
-def _weight_source(model, plans, config, source, checkpoint):
-    """Function of a LayerPlan -> (parts of its weight as QuantizedWeight, bias or None)."""
+def _weight_source(model, plans, shifts, config, source, checkpoint):
+    """Function of a LayerPlan -> (parts of its weight as QuantizedWeight, bias or None).
+
+    Weights rounded to nearest take back their mean error where the layer has a bias to do it with.
+    """
     converted = [plan for plan in plans if plan.converted]
     if config.reconstruction == "block":
         return _reconstruct(model, converted, config, source, checkpoint)
-    modules = dict(model.named_modules())
+    modules = base_modules(model)
 
     def nearest(plan):
         # Rounded when it is packed, layer by layer: the integers of all layers never exist twice.
-        weight = modules[plan.name].weight.detach()
+        layer = modules[plan.name]
+        weight, bias = layer.weight.detach(), None
+        if layer.bias is not None and plan.name in shifts:
+            bias = layer.bias.detach().float() - shifts[plan.name].to(layer.bias.device)
         parts = weight.split(plan.sources, dim=1) if plan.sources else (weight,)
-        return [quantize_weight(part, plan.weight_bits) for part in parts], None
+        return [quantize_weight(part, plan.weight_bits) for part in parts], bias
 
     return nearest
 
@@ -244,11 +272,13 @@ def _install_rows(model, lowered, config, source, kind):
         quantizer.recorder = recorder
     handle = embedding.register_forward_pre_hook(recorder.see)
     try:
-        source.run(model)
+        with failing_together():
+            source.run(model, recorder.begin)
     finally:
         handle.remove()
         for quantizer in quantizers:
             quantizer.recorder = None
+    recorder.share(quantizers)
     ranges.install_ranges(embedding, quantizers, recorder, kind)
 
 

@@ -5,8 +5,10 @@ Everything that relies on diffusers' loader is in here. Importing tfq registers 
 """
 
 import abc
+import functools
 
 import torch
+from diffusers.models.embeddings import MultiIPAdapterImageProjection
 from diffusers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING, AUTO_QUANTIZER_MAPPING
 from diffusers.quantizers.base import DiffusersQuantizer
 from torch import nn
@@ -150,6 +152,7 @@ class TfqQuantizer(DiffusersQuantizer):
         model.eval().requires_grad_(False)
         model.register_forward_pre_hook(checks.CheckInputs(model), with_kwargs=True)
         model._tfq_conversion = conversion
+        model.to = functools.partial(_to, model)
 
     def get_state_dict_and_metadata(self, state_dict, safe_serialization=False):
         """Each tensor once, and the versions for the header of the file."""
@@ -157,6 +160,11 @@ class TfqQuantizer(DiffusersQuantizer):
             raise ValueError(
                 "save_pretrained: a converted model is saved as safetensors only, got "
                 "safe_serialization=False"
+            )
+        if any("base_layer." in name for name in state_dict):
+            raise ValueError(
+                "save_pretrained: the model has a LoRA adapter, which has a file of its own: "
+                "save_lora_adapter(...) and unload_lora(), then save the model"
             )
         unique, seen = {}, set()
         for name, tensor in state_dict.items():
@@ -185,6 +193,20 @@ def _own(tensor, **options):
     return torch.empty_like(tensor, **options).copy_(tensor)
 
 
+def _to(model, *args, **kwargs):
+    """``model.to``, where a cast to the dtype that the model has already is none.
+
+    diffusers refuses every cast of a quantized model, and loads IP-Adapters with one.
+    """
+    if kwargs.get("dtype") is model.dtype:
+        kwargs = {name: value for name, value in kwargs.items() if name != "dtype"}
+    args = tuple(value for value in args if value is not model.dtype)
+    projection = getattr(model, "encoder_hid_proj", None)
+    if isinstance(projection, MultiIPAdapterImageProjection):
+        projection.to(model.dtype)
+    return type(model).to(model, *args, **kwargs) if args or kwargs else model
+
+
 def mark_converted(model, conversion, undo):
     """Let diffusers and :func:`tfq.report` know of a conversion.
 
@@ -199,11 +221,15 @@ def mark_converted(model, conversion, undo):
         "hf_quantizer": TfqQuantizer(conversion, pre_quantized=True),
         "is_quantized": True,
         "quantization_method": QuantMethod.TFQ,
+        "to": functools.partial(_to, model),
     }
     for name, value in values.items():
         undo.set_attribute(model, name, value)
-    undo.set_attribute(model, "_internal_dict", model._internal_dict)
+    config = model.config
+    undo.set_attribute(model, "_internal_dict", config)
     model.register_to_config(quantization_config=conversion)
+    for name in config:  # IP-Adapters set attributes of the configuration and not its items
+        setattr(model.config, name, getattr(config, name))
 
 
 AUTO_QUANTIZATION_CONFIG_MAPPING[QuantMethod.TFQ.value] = QuantizationConfig

@@ -71,9 +71,9 @@ def _scale(values):
     return f"{min(known):.2g} (light) to {max(known):.2g} (dark), logarithmic" if known else ""
 
 
-def svg(title, values, timesteps, blocks):
-    """One map as an SVG element: a column per timestep, ascending, a row per block."""
-    width, height = _MARGIN + _CELL * len(values), _MARGIN + _CELL * len(blocks)
+def panel(title, values, timesteps, blocks):
+    """One map as an HTML panel: a column per timestep, ascending, a row per block."""
+    width, height = _MARGIN + _CELL * len(values), _CELL * len(blocks) + 20
     cells = "".join(
         f'<rect x="{_MARGIN + _CELL * t}" y="{_CELL * b}" width="{_CELL}" height="{_CELL}" '
         f'fill="rgb{color}"><title>t={timesteps[t]:g}, {html.escape(blocks[b])}: {values[t][b]}</title>'
@@ -85,11 +85,18 @@ def svg(title, values, timesteps, blocks):
         f'<text x="{_MARGIN - 4}" y="{_CELL * b + 11}" text-anchor="end">{b + 1}</text>'
         for b in range(len(blocks))
     )
-    axis = f"timestep {timesteps[0]:g} to {timesteps[-1]:g}; rows: ResBlocks"
+    axis = f"timestep {timesteps[0]:g} to {timesteps[-1]:g}"
+    low, high = (f"rgb{color}" for color in (_LOW, _HIGH))
+    legend, scale = (
+        f'<i style="background:linear-gradient(90deg,{low},{high})"></i>',
+        _scale(values),
+    )
     return (
-        f"<h2>{html.escape(title)}</h2><p>{html.escape(_scale(values))}</p>\n"
-        f'<svg width="{width + 20}" height="{height}" font-size="10" font-family="sans-serif">'
-        f'{cells}{labels}<text x="{_MARGIN}" y="{_CELL * len(blocks) + 16}">{axis}</text></svg>\n'
+        f'<div class="panel"><h3>{html.escape(title)}</h3>'
+        f'<p class="muted legend">{legend if scale else ""}{html.escape(scale)}</p>'
+        f'<svg class="map" width="{width + 20}" height="{height}" role="img" '
+        f'aria-label="{html.escape(title)}">{cells}{labels}'
+        f'<text x="{_MARGIN}" y="{height - 4}">{axis}</text></svg></div>'
     )
 
 

@@ -7,8 +7,7 @@ Lowering changes the structure of a model and nothing else: it works on modules 
 import torch
 from diffusers.models import attention as float_attention
 from diffusers.models import downsampling, resnet, upsampling
-from diffusers.models.attention_processor import Attention, AttnProcessor2_0
-from diffusers.models.attention_processor import AttnProcessor as FloatAttnProcessor
+from diffusers.models.attention_processor import Attention
 from diffusers.models.transformers.transformer_2d import (
     Transformer2DModel as FloatTransformer2DModel,
 )
@@ -16,6 +15,7 @@ from diffusers.models.unets import unet_2d_blocks as unet_blocks
 from torch import nn
 
 from tfq import attention, blocks, temporal
+from tfq.adapters import base_modules, is_untouched
 from tfq.features import FloatTIB
 from tfq.nn import Conv2d, Linear, ShortcutConv2d
 from tfq.quantizer import QPARAMS_WIDTH
@@ -28,10 +28,13 @@ _ROW_BLOCKS = {
         "CrossAttnUpBlock2D",
     )
 }  # fmt: skip
+# Where torch keeps the hooks of a module.
+_HOOKS = (
+    "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called",
+    "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs",
+)  # fmt: skip
 # Blocks whose own forward already hands ``temb`` on to every child.
 _ROW_PASSING = (unet_blocks.UNetMidBlock2D, unet_blocks.UNetMidBlock2DCrossAttn)
-
-_PLAIN_PROCESSORS = (AttnProcessor2_0, FloatAttnProcessor)
 
 
 class Undo:
@@ -42,8 +45,11 @@ class Undo:
 
     def set_child(self, parent, name, value):
         """``parent.name = value`` for a child module (or None)."""
-        old = parent._modules[name]
-        self._actions.append(lambda: parent._modules.__setitem__(name, old))
+        if name in parent._modules:
+            old = parent._modules[name]
+            self._actions.append(lambda: parent._modules.__setitem__(name, old))
+        else:
+            self._actions.append(lambda: parent._modules.pop(name))
         parent._modules[name] = value
 
     def set_class(self, module, cls):
@@ -115,7 +121,7 @@ class Lowering:
 
     def run(self):
         """Lower the whole model."""
-        modules = dict(self.unet.named_modules())
+        modules = base_modules(self.unet)
         top_level = [*self.unet.down_blocks, self.unet.mid_block, *self.unet.up_blocks]
         unaware = [
             block
@@ -136,22 +142,25 @@ class Lowering:
         self.needs_embedding |= bool(stripped)
 
         self._replace_layers(modules)
-        for block in fused.values():
+        for name, block in fused.items():
             self.undo.set_class(block, blocks.ResnetBlock2D)
             self._float_affine(block.norm1, block.norm2)
-            self._reserve_range(block.conv1)
-            self._reserve_range(block.conv2)
+            self._reserve_range(self.layers[f"{name}.conv1"])
+            self._reserve_range(self.layers[f"{name}.conv2"])
         for name, module in modules.items():
             if name in aware:
-                self._fuse_sampler(module)
+                self._fuse_sampler(name, module)
                 if type(module) in _ROW_BLOCKS:
                     self.undo.set_class(module, _ROW_BLOCKS[type(module)])
             self._fuse_attention(name, module, name in aware)
             self._fuse_transformer(name, module)
         self._install_rows(fused, stripped)
-        hook = self.unet.conv_in.register_forward_pre_hook(_channels_last_input)
-        self.undo.add(hook.remove)
+        self._hook(self.unet.conv_in.register_forward_pre_hook, _channels_last_input)
+        self._hook(self.unet.conv_out.register_forward_hook, _contiguous_output)
         return self
+
+    def _hook(self, register, hook):
+        self.undo.add(register(hook).remove)
 
     def _has(self, *names):
         return all(name in self.plans for name in names)
@@ -178,8 +187,10 @@ class Lowering:
                 new = ShortcutConv2d(layer, plan.sources, *options)
             else:
                 new = (Conv2d if isinstance(layer, nn.Conv2d) else Linear)(layer, *options)
+            for hooks in _HOOKS:  # the same dicts: handles that the user has still remove them
+                setattr(new, hooks, getattr(layer, hooks))
             self.layers[name] = replacements[id(layer)] = new
-        for module in modules.values():
+        for module in self.unet.modules():
             for child_name, child in module._modules.items():
                 if id(child) in replacements:
                     self.undo.set_child(module, child_name, replacements[id(child)])
@@ -203,7 +214,8 @@ class Lowering:
         for name, block in fused.items():
             if block.time_emb_proj is None:
                 continue
-            if self.config.temporal == "float" or self.partition["conditions"]:
+            foldable = type(block.time_emb_proj) is nn.Linear and is_untouched(block.time_emb_proj)
+            if not foldable or self.config.temporal == "float" or self.partition["conditions"]:
                 self.needs_embedding = True
                 continue
             slot = self.layout.allocate_feature(block.time_emb_proj.out_features)
@@ -211,9 +223,9 @@ class Lowering:
             features.append((name, slot, block))
         return features
 
-    def _fuse_sampler(self, module):
+    def _fuse_sampler(self, name, module):
         if type(module) is downsampling.Downsample2D and module.use_conv and module.norm is None:
-            conv, cls = module.conv, blocks.Downsample2D
+            child, cls = "conv", blocks.Downsample2D
         elif (
             type(module) is upsampling.Upsample2D
             and module.use_conv
@@ -221,15 +233,15 @@ class Lowering:
             and module.norm is None
             and module.interpolate
         ):
-            conv, cls = module.conv if module.name == "conv" else module.Conv2d_0, blocks.Upsample2D
+            child, cls = "conv" if module.name == "conv" else "Conv2d_0", blocks.Upsample2D
         else:
             return
-        if isinstance(conv, Conv2d):
+        if self._has(f"{name}.{child}"):
             self.undo.set_class(module, cls)
-            self._reserve_range(conv)
+            self._reserve_range(self.layers[f"{name}.{child}"])
 
     def _fuse_attention(self, name, attn, sees_rows):
-        if type(attn) is not Attention or type(attn.processor) not in _PLAIN_PROCESSORS:
+        if type(attn) is not Attention:
             return
         special = ("spatial_norm", "norm_q", "norm_k", "add_k_proj")
         if any(getattr(attn, child, None) is not None for child in special):
@@ -240,15 +252,15 @@ class Lowering:
             return
         if attn.group_norm is not None:
             self._float_affine(attn.group_norm)
-            attn.to_q.input.per_token = False
-            attn.to_k.input = attn.to_v.input = (
-                attn.to_q.input
-            )  # one normalised input for all three
+            query, key, value = (self.layers[f"{name}.{c}"] for c in ("to_q", "to_k", "to_v"))
+            query.input.per_token = False
+            key.input = value.input = query.input  # one normalised input for all three
             if sees_rows:
-                self._reserve_range(attn.to_q)
-        dtype = attention.attention_compute_dtype(self.config, self.unet.dtype)
-        integers = self.config.backend if self.config.attention == "int8" else None
-        self.undo.set_attribute(attn, "processor", attention.AttnProcessor(dtype, integers))
+                self._reserve_range(query)
+        self.undo.set_class(attn, attention.Attention)
+        dtype, integers = attention.dot_products(self.config, self.unet.dtype)
+        self.undo.set_attribute(attn, "compute_dtype", dtype)
+        self.undo.set_attribute(attn, "integer_backend", integers)
 
     def _fuse_transformer(self, name, module):
         if type(module) is float_attention.BasicTransformerBlock:
@@ -264,8 +276,8 @@ class Lowering:
         elif type(module) is FloatTransformer2DModel:
             if module.is_input_continuous and self._has(f"{name}.proj_in", f"{name}.proj_out"):
                 self._float_affine(module.norm)
-                module.proj_in.input.per_token = False
-                module.proj_out.input.per_token = True
+                self.layers[f"{name}.proj_in"].input.per_token = False
+                self.layers[f"{name}.proj_out"].input.per_token = True
                 self.undo.set_class(module, attention.Transformer2DModel)
 
     def _install_rows(self, fused, stripped):
@@ -288,13 +300,7 @@ class Lowering:
         for name in ("class_embedding", "add_embedding"):
             condition = getattr(unet, name, None)
             if isinstance(condition, nn.Module):
-                is_class = name == "class_embedding"
-                timesteps = is_class and unet.config.get("class_embed_type") == "timestep"
-                joined = is_class and unet.config.get("class_embeddings_concat")
-                padded = temporal.RowCondition(
-                    condition, 0 if joined else width, unet.time_proj if timesteps else None
-                )
-                undo.set_child(unet, name, padded)
+                self._pad_condition(condition, name == "class_embedding", width)
         if isinstance(getattr(unet, "time_embed_act", None), nn.Module):
             undo.set_child(
                 unet, "time_embed_act", temporal.RowActivation(unet.time_embed_act, width)
@@ -307,10 +313,28 @@ class Lowering:
             )
             undo.add(hook.remove)
 
+    def _pad_condition(self, condition, is_class, width):
+        """Make the output of a module that joins the time embedding as wide as a row."""
+        config = self.unet.config
+        if is_class and config.get("class_embed_type") == "timestep":
+            self.undo.set_child(condition, "time_proj", self.unet.time_proj)
+        if is_class and config.get("class_embeddings_concat"):
+            width = 0
+        self._hook(condition.register_forward_pre_hook, temporal.ConditionInputs())
+        self._hook(condition.register_forward_hook, temporal.PadToRow(width))
+
 
 def _channels_last_input(conv, args):
     """Forward pre-hook of the first convolution, which torch sums otherwise in another layout."""
     return (args[0].contiguous(memory_format=torch.channels_last), *args[1:])
+
+
+def _contiguous_output(conv, args, output):
+    """Forward hook of the last convolution: the layout that a float model's callers know.
+
+    A scheduler would hand channels_last back, for which a compiled model is compiled again.
+    """
+    return output.contiguous()
 
 
 def _is_affine_group_norm(norm):

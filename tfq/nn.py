@@ -15,6 +15,24 @@ _CONV_ATTRIBUTES = (
 )  # fmt: skip
 
 
+class DequantizedWeight(torch.Tensor):
+    """A weight that was computed to be read: writing to it would change nothing, so it raises."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @property
+    def data(self):
+        """The tensor."""
+        return self.as_subclass(torch.Tensor)
+
+    @data.setter
+    def data(self, value):
+        raise TypeError(
+            "weight: a tfq layer holds integers, into which nothing can be added: fuse a LoRA into the "
+            "float model, before tfq.convert, or leave it unfused"
+        )
+
+
 class _QuantizedLayer:
     """What all layers share: packed weights, their grid, the quantizer of the input."""
 
@@ -82,7 +100,8 @@ class _QuantizedLayer:
     @property
     def weight(self):
         """Dequantized weight, float32, as the float layer's; computed at each access."""
-        return torch.cat([self._dequantized(*part) for part in self._parts()], dim=1)
+        parts = [self._dequantized(*part) for part in self._parts()]
+        return torch.cat(parts, dim=1).as_subclass(DequantizedWeight)
 
     def _check_channels(self, channels):
         # Packed weights are padded, so the kernels cannot tell 23 channels from 24.
@@ -92,22 +111,30 @@ class _QuantizedLayer:
                 f"{type(self).__name__} {self.name}: input must have {expected} channels, got {channels}"
             )
 
-    def _operands(self, suffix=""):
-        """Weight operands of a product: positional ones, keywords."""
-        packed = tuple(
-            getattr(self, f"weight_{part}{suffix}") for part in ("packed", "scale", "sum")
+    def operands(self, suffix=""):
+        """(packed weight, scale, sum, zero-point or None, bias) of a product; `suffix` names a part."""
+        buffers = self._buffers
+        return (
+            buffers[f"weight_packed{suffix}"],
+            buffers[f"weight_scale{suffix}"],
+            buffers[f"weight_sum{suffix}"],
+            buffers.get(f"weight_zero_point{suffix}"),
+            self._parameters["bias"],
         )
-        if self.weight_bits == 8:
-            return packed, {}
-        return packed, {"weight_zero_point": getattr(self, f"weight_zero_point{suffix}")}
+
+    def _product(self, operation, q, qparams, suffix="", **epilogue):
+        weight, scale, weight_sum, zero_point, bias = self.operands(suffix)
+        if zero_point is not None:
+            epilogue["weight_zero_point"] = zero_point
+        product = getattr(backends.get(self.backend), operation)
+        return product(
+            q, qparams, weight, scale, weight_sum, epilogue.pop("bias", bias), **epilogue
+        )
 
     def token_product(self, q, qparams, **epilogue):
         """The layer (a Linear, a 1x1 Conv2d) on quantized tokens; keywords as :func:`tfq.ops.gemm_s8`."""
         self._check_channels(q.shape[-1])
-        weight, keywords = self._operands()
-        return backends.get(self.backend).gemm_s8(
-            q, qparams, *weight, self.bias, **epilogue, **keywords
-        )
+        return self._product("gemm_s8", q, qparams, **epilogue)
 
 
 class Linear(_QuantizedLayer, nn.Linear):
@@ -134,6 +161,10 @@ class Linear(_QuantizedLayer, nn.Linear):
 
 
 class _QuantizedConv(_QuantizedLayer, nn.Conv2d):
+    def __new__(cls, layer=None, *args, **kwargs):
+        # peft makes the layers of an adapter by calling the type of the layer they are beside.
+        return nn.Conv2d(layer, *args, **kwargs) if isinstance(layer, int) else super().__new__(cls)
+
     def _init_conv(self, layer):
         for attribute in _CONV_ATTRIBUTES:
             setattr(self, attribute, getattr(layer, attribute))
@@ -160,16 +191,18 @@ class Conv2d(_QuantizedConv):
 
     def forward(self, x, row=None):
         """``(batch, in_channels, h, w)`` float32 or bfloat16 to the same dtype, channels_last."""
+        if self.input.per_token:  # 1x1, planned as the projection of a transformer
+            tokens = self.token_product(*self.input.quantize(image_tokens(x)), out_dtype=x.dtype)
+            return token_image(tokens, x.shape[2:])
         x = x.contiguous(memory_format=torch.channels_last)
         return self.product(*self.input.quantize(x, row), out_dtype=x.dtype)
 
     def product(self, q, qparams, padding=None, **epilogue):
         """The layer on a quantized input; keywords as :func:`tfq.ops.conv2d_s8`."""
         self._check_channels(q.shape[1])
-        weight, keywords = self._operands()
-        return backends.get(self.backend).conv2d_s8(
-            q, qparams, *weight, self.bias, kernel_size=self.kernel_size, stride=self.stride,
-            padding=self.pads if padding is None else padding, **epilogue, **keywords,
+        return self._product(
+            "conv2d_s8", q, qparams, kernel_size=self.kernel_size, stride=self.stride,
+            padding=self.pads if padding is None else padding, **epilogue,
         )  # fmt: skip
 
 
@@ -212,18 +245,20 @@ class ShortcutConv2d(_QuantizedConv):
             inputs = (x, x2)
         else:
             inputs = torch.cat([x, x2], dim=1).split(self.sources, dim=1)
-        operations = backends.get(self.backend)
         out, bias = None, self.bias
         for index, source in enumerate(inputs):
-            tokens = image_tokens(source)
-            weight, keywords = self._operands(f"_{index}")
             last = index == len(inputs) - 1
-            out = operations.gemm_s8(
-                *self.input.quantize(tokens), *weight, bias, residual=out,
-                out_dtype=x.dtype if last else torch.float32, **keywords,
+            out = self._product(
+                "gemm_s8", *self.input.quantize(image_tokens(source)), suffix=f"_{index}", bias=bias,
+                residual=out, out_dtype=x.dtype if last else torch.float32,
             )  # fmt: skip
             bias = None
         return token_image(out, x.shape[2:])
+
+    def source_operands(self):
+        """:meth:`operands` of each source; the bias is the first one's."""
+        parts = [self.operands(suffix) for suffix, _ in self._parts()]
+        return parts[:1] + [(*part[:-1], None) for part in parts[1:]]
 
 
 def image_tokens(image):

@@ -10,6 +10,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 
 from tfq import temporal
+from tfq.adapters import base_modules
 from tfq.geometry import unsupported_conv
 
 _BOUNDARY = {
@@ -104,7 +105,7 @@ def plan_layers(unet, config, macs, skip_sources):
     -------
     list of LayerPlan
     """
-    known = dict(unet.named_modules())
+    known = base_modules(unet)
     for name in config.modules_to_not_convert:
         if name not in known:
             raise ValueError(
@@ -115,9 +116,9 @@ def plan_layers(unet, config, macs, skip_sources):
     temporal_reason = "temporal block: float"
     if partition["conditions"]:
         temporal_reason += f", as {', '.join(partition['conditions'])} joins it"
-    shortcuts = _shortcuts(unet)
+    shortcuts = _shortcuts(known)
     plans = []
-    for name, module in unet.named_modules():
+    for name, module in known.items():
         if not isinstance(module, (nn.Conv2d, nn.Linear, nn.ConvTranspose2d)):
             continue
         plan = LayerPlan(
@@ -129,19 +130,19 @@ def plan_layers(unet, config, macs, skip_sources):
         elif reason := _kept_float(unet, name, module, config):
             plan.keep_float(reason)
         plans.append(plan)
-        if plan.converted and id(module) in shortcuts:
-            split = skip_sources.get(shortcuts[id(module)]) if config.split_skip else None
+        if plan.converted and name in shortcuts:
+            split = skip_sources.get(shortcuts[name]) if config.split_skip else None
             plan.sources = tuple(split or (module.in_channels,))
     return plans
 
 
-def _shortcuts(unet):
-    """Id of each 1x1 shortcut convolution of a ResBlock -> name of the block."""
+def _shortcuts(modules):
+    """Name of each 1x1 shortcut convolution of a ResBlock -> name of the block."""
     return {
-        id(block.conv_shortcut): name
-        for name, block in unet.named_modules()
+        f"{name}.conv_shortcut": name
+        for name, block in modules.items()
         if isinstance(block, ResnetBlock2D)
-        and getattr(block.conv_shortcut, "kernel_size", None) == (1, 1)
+        and getattr(modules.get(f"{name}.conv_shortcut"), "kernel_size", None) == (1, 1)
     }
 
 

@@ -30,7 +30,8 @@ class InputQuantizer:
         self.ranges = "dynamic"
         self.recorder = None
 
-    def _qparams(self, row):
+    def qparams(self, row):
+        """float32 ``(batch, 3)`` from a row; None where the range is the data's own."""
         if self.ranges == "dynamic" or row is None:
             return None
         return row[:, self.slot : self.slot + QPARAMS_WIDTH]
@@ -45,13 +46,13 @@ class InputQuantizer:
         operations = backends.get(self.backend)
         if self.per_token:
             return operations.quantize(x, groups=x.numel() // x.shape[-1])
-        return self._observe(operations.quantize(x, self._qparams(row)), row)
+        return self._observe(operations.quantize(x, self.qparams(row)), row)
 
     def group_norm(self, norm, x, row=None, x2=None, silu=True, affine=None):
         """GroupNorm `norm` of ``cat([x, x2])``, SiLU, quantize; `affine` replaces its weight and bias."""
         weight, bias = (norm.weight, norm.bias) if affine is None else affine
         result = backends.get(self.backend).group_norm_silu_quantize(
-            x, norm.num_groups, weight, bias, norm.eps, x2=x2, silu=silu, qparams=self._qparams(row),
+            x, norm.num_groups, weight, bias, norm.eps, x2=x2, silu=silu, qparams=self.qparams(row),
         )  # fmt: skip
         return self._observe(result, row)
 

@@ -4,9 +4,12 @@ Every recorded image was quantized by its own range, so 256 counts on a known gr
 for the extremes, for percentiles and for the error of a narrower range, at no cost in memory.
 """
 
+import dataclasses
+
 import torch
 
 from tfq import temporal
+from tfq.distributed import gather
 from tfq.quantizer import QPARAMS_WIDTH
 from tfq.reference import qparams_from_range
 
@@ -19,6 +22,14 @@ _SHRINK_STEPS = 80
 _COVERED = 0.9999
 
 
+@dataclasses.dataclass
+class _Seen:
+    """What one unit of a calibration has shown: a call, or a trajectory."""
+
+    timesteps: set
+    images: dict  # (quantizer, timestep) -> list of (low, high, counts or None)
+
+
 class RangeRecorder:
     """What was seen of each input at each timestep.
 
@@ -29,8 +40,25 @@ class RangeRecorder:
 
     def __init__(self, estimator):
         self.estimator = estimator
-        self._observations = {}  # (quantizer, timestep) -> list of (low, high, counts or None)
-        self._timesteps = set()
+        self._units = {}
+        self.begin(0)
+
+    def begin(self, unit):
+        """Note what follows as part of this unit of the calibration."""
+        self._now = self._units.setdefault(unit, _Seen(set(), {}))
+
+    def share(self, quantizers):
+        """Put together what the processes of torch.distributed have seen."""
+        number = {quantizer: index for index, quantizer in enumerate(quantizers)}
+        mine = {
+            unit: (seen.timesteps, {(number[q], t): v for (q, t), v in seen.images.items()})
+            for unit, seen in self._units.items()
+            if seen.timesteps
+        }
+        self._units = {
+            unit: _Seen(timesteps, {(quantizers[n], t): v for (n, t), v in images.items()})
+            for unit, (timesteps, images) in gather(mine).items()
+        }
 
     def see(self, embedding, args):
         """Forward pre-hook of the TemporalEmbedding: notes the timesteps of each call, all finite."""
@@ -40,31 +68,43 @@ class RangeRecorder:
             raise ValueError(
                 f"convert: calibration timesteps must be finite, got {timesteps[~finite][0].item()}"
             )
-        self._timesteps.update(timesteps.tolist())
+        self._now.timesteps.update(timesteps.tolist())
 
     def add(self, quantizer, row, q, qparams):
         """Record images ``(batch, ...)`` quantized with their own ``(batch, 3)``, and their rows."""
         scale, zero_point = qparams[:, 0].double(), qparams[:, 2].double()
-        lows, highs = -zero_point * scale, (_LEVELS - zero_point) * scale
+        lows, highs = range_ends(scale, zero_point)
         timesteps = row[:, temporal.VALUE_SLOT].tolist()
         for i, observed in enumerate(zip(timesteps, lows.tolist(), highs.tolist(), strict=True)):
             timestep, low, high = observed
             counts = None
             if self.estimator in ("percentile", "mse"):
                 counts = torch.bincount(_values(q[i]), minlength=_LEVELS + 1)
-            self._observations.setdefault((quantizer, timestep), []).append((low, high, counts))
+            self._now.images.setdefault((quantizer, timestep), []).append((low, high, counts))
 
     @property
     def timesteps(self):
         """Timesteps seen, ascending."""
-        return sorted(self._timesteps)
+        return sorted(set().union(*(seen.timesteps for seen in self._units.values())))
 
     def range(self, quantizer, timesteps):
         """Estimated ``(low, high)`` over some timesteps, or None if one of them was not recorded."""
-        seen = [self._observations.get((quantizer, t)) for t in timesteps]
-        if None in seen:
-            return None
-        return _ESTIMATORS[self.estimator]([image for images in seen for image in images])
+        images = []
+        for timestep in timesteps:
+            recorded = [
+                image
+                for seen in self._units.values()
+                for image in seen.images.get((quantizer, timestep), ())
+            ]
+            if not recorded:
+                return None
+            images += recorded
+        return _ESTIMATORS[self.estimator](images)
+
+
+def range_ends(scale, zero_point):
+    """Least and largest value that uint8 with a scale and a zero-point can be."""
+    return -zero_point * scale, (_LEVELS - zero_point) * scale
 
 
 def _values(q):

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from tfq import temporal
+from tfq.adapters import base_modules
 from tfq.checkpoint import Checkpoint
 from tfq.rounding import InputMoments, round_weight
 from tfq.simulation import SimulatedLayer, replaced_forward
@@ -89,7 +90,7 @@ def reconstruct_blocks(
     KeyboardInterrupt
         With a message that says how to continue, if there is a checkpoint.
     """
-    modules = dict(unet.named_modules())
+    modules = base_modules(unet)
     bits = _rounded_layers(unet, modules, bits, frozen)
     _check_arguments(unet, modules, bits, activations, sources)
     joined, images = join_calls(calls)

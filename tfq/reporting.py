@@ -1,11 +1,13 @@
 """What a converted model is made of: which kernel runs each layer, and what it costs in accuracy."""
 
-import html
 import json
 import pathlib
 
-from tfq import heat_maps
+from tfq import heat_maps, page
 from tfq import nn as quantized
+from tfq.adapters import base_modules
+from tfq.quantizer import QPARAMS_WIDTH
+from tfq.ranges import range_ends
 
 _FORMATS = (".json", ".html", ".png")
 _NATIVE_PATHS = ("conv2d_s8", "gemm_s8")
@@ -14,11 +16,11 @@ _NATIVE_PATHS = ("conv2d_s8", "gemm_s8")
 class Report:
     """Result of :func:`report`; ``str()`` is a table."""
 
-    def __init__(self, values):
-        self._values = values
+    def __init__(self, values, comparison=None, ranges=()):
+        self._values, self._comparison, self._ranges = values, comparison, ranges
 
     def to_dict(self):
-        """``{native_mac_share, weight_bytes, layers, temporal}``, JSON-serialisable.
+        """``{native_mac_share, weight_bytes, layers, temporal, unfused}``, JSON-serialisable.
 
         ``layers`` is a list of ``{name, type, path, reason, macs, weight_bits, range, error}``: path is
         the kernel family that runs the layer ("conv2d_s8", "gemm_s8", "reference" or "torch"), reason
@@ -30,30 +32,38 @@ class Report:
         ``temporal`` is ``{mode, mean_error, max_error, chosen_tib_share, maps}``: relative L2 error of the
         temporal features to the float model's; of "select" the share of (timestep, block) that took the
         quantized block; maps by timestep and block of the errors and of tau, or None after loading.
+        ``unfused`` has the names of the blocks that run child by child, because a hook or an adapter was
+        put on a child, or another processor on an attention.
+        With a comparison there is ``comparison``, its :meth:`tfq.Comparison.to_dict`.
         """
-        return self._values
+        if self._comparison is None:
+            return self._values
+        return {**self._values, "comparison": self._comparison.to_dict()}
 
     def save(self, path):
-        """Write the report as ``.json``, ``.html`` or ``.png``, by the suffix of `path`."""
+        """Write the report as ``.json``, ``.html`` or ``.png``, by the suffix of `path`.
+
+        The page needs no network; it has images and speed if the report has a comparison.
+        """
         path = pathlib.Path(path)
+        check_suffix(path)
         if path.suffix == ".json":
-            path.write_text(json.dumps(self._values, indent=2))
+            path.write_text(json.dumps(self.to_dict(), indent=2), encoding="utf-8")
         elif path.suffix == ".html":
-            path.write_text(self._html())
-        elif path.suffix == ".png":
-            self._draw().save(path)
+            rendered = page.render(self._values, self._comparison, self._ranges)
+            path.write_text(rendered, encoding="utf-8")
         else:
-            raise ValueError(
-                f"Report.save: path must end in {', '.join(_FORMATS)}, got {str(path)!r}"
-            )
+            self._draw().save(path)
 
     def _summary(self):
         values, temporal = self._values, self._values["temporal"]
+        unfused = f"\n{len(values['unfused'])} blocks run unfused" if values["unfused"] else ""
         native = sum(layer["path"] != "torch" for layer in values["layers"])
         return (
             f"native multiply-adds {100 * values['native_mac_share']:.2f} %, {native} of "
             f"{len(values['layers'])} layers, {values['weight_bytes'] / 1e6:.2f} MB; temporal "
             f"{temporal['mode']}, error mean {temporal['mean_error']:.3g} max {temporal['max_error']:.3g}"
+            f"{unfused}"
         )
 
     def _rows(self):
@@ -84,20 +94,8 @@ class Report:
         lines = [
             "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows
         ]
-        return "\n".join([self._summary(), "", *lines])
-
-    def _html(self):
-        header, *rows = [[html.escape(cell) for cell in row] for row in self._rows()]
-        cells = "".join("<tr>" + "".join(f"<td>{c}</td>" for c in row) + "</tr>\n" for row in rows)
-        head = "".join(f"<th>{c}</th>" for c in header)
-        return (
-            "<!doctype html><meta charset='utf-8'><title>tfq report</title>\n"
-            "<style>body{font:14px sans-serif;margin:2em}td,th{padding:2px 10px;text-align:left}"
-            "tr:nth-child(even){background:#f2f2f2}</style>\n"
-            f"<h1>tfq report</h1><p>{html.escape(self._summary())}</p>\n"
-            f"<table><tr>{head}</tr>\n{cells}</table>\n"
-            + "".join(heat_maps.svg(*shown, *self._axes()) for shown in self._maps())
-        )
+        measured = [] if self._comparison is None else [str(self._comparison)]
+        return "\n".join([self._summary(), *measured, "", *lines])
 
     def _maps(self):
         return heat_maps.temporal_maps(self._values["temporal"]["maps"])
@@ -120,12 +118,24 @@ class Report:
         return image
 
 
+def check_suffix(path):
+    """Raise ValueError if a report cannot be written as `path`."""
+    if path.suffix not in _FORMATS:
+        raise ValueError(f"Report.save: path must end in {', '.join(_FORMATS)}, got {str(path)!r}")
+
+
 def _number(value):
     return "" if value is None else f"{value:.4f}"
 
 
-def report(unet):
+def report(unet, *, comparison=None):
     """Report on a model converted by :func:`tfq.convert`.
+
+    Parameters
+    ----------
+    unet : UNet2DModel or UNet2DConditionModel
+    comparison : Comparison, optional
+        Of :func:`tfq.compare`: adds quality, speed and images.
 
     Returns
     -------
@@ -136,7 +146,7 @@ def report(unet):
         raise TypeError(
             f"report: needs a model converted by tfq.convert, got a {type(unet).__name__}"
         )
-    modules = dict(unet.named_modules())
+    modules = base_modules(unet)
     moved = _moved_layers(unet, [plan.name for plan in conversion.plans])
     layers = [
         _layer(modules.get(moved.get(plan.name, plan.name)), plan) for plan in conversion.plans
@@ -149,8 +159,36 @@ def report(unet):
             "weight_bytes": weight_bytes(unet),
             "layers": layers,
             "temporal": {"mode": conversion.config.temporal, **conversion.temporal.summary()},
-        }
+            "unfused": [
+                name
+                for name, module in unet.named_modules()
+                if hasattr(module, "is_fused") and not module.is_fused()
+            ],
+        },
+        comparison,
+        _ranges(
+            unet,
+            [
+                (plan.name, modules.get(moved.get(plan.name, plan.name)))
+                for plan in conversion.plans
+            ],
+        ),
     )
+
+
+def _ranges(unet, layers):
+    """(layer, timesteps, lower, upper ends) of each input whose range is by timestep."""
+    embedding, ranges = unet.time_embedding, []
+    timesteps = embedding.values.tolist()
+    for name, module in layers:
+        quantizer = getattr(module, "input", None)
+        if quantizer is not None and quantizer.ranges == "timestep" and quantizer.slot is not None:
+            scale, _, zero_point = (
+                embedding.table[:, quantizer.slot :][:, :QPARAMS_WIDTH].double().T
+            )
+            lows, highs = range_ends(scale, zero_point)
+            ranges.append((name, timesteps, lows.tolist(), highs.tolist()))
+    return ranges
 
 
 def weight_bytes(module):
@@ -167,15 +205,10 @@ def _moved_layers(unet, names):
     block = "time_embedding.tib"
     if source is not None and source.replaces_float:
         block = "time_embedding.source" + (".tib" if hasattr(source, "tib") else ".block.tib")
-    wrapped = {
-        "time_embedding": f"{block}.embedding",
-        "class_embedding": "class_embedding.module",
-        "add_embedding": "add_embedding.module",
-    }
     for name in names:
         parent, _, child = name.partition(".")
-        if parent in wrapped:
-            moved[name] = f"{wrapped[parent]}.{child}"
+        if parent == "time_embedding":
+            moved[name] = f"{block}.embedding.{child}"
     for index, (name, _) in enumerate(embedding.slots):
         moved[f"{name}.time_emb_proj"] = f"{block}.projections.{index}"
     return moved

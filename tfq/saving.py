@@ -4,9 +4,11 @@ diffusers writes and reads the files (:mod:`tfq.diffusers_quantizer`). The forma
 docs/saving.md; whoever changes it raises :data:`FORMAT_VERSION`.
 """
 
+import contextlib
 import dataclasses
 import os
 import pathlib
+import re
 import shutil
 import typing
 import uuid
@@ -16,6 +18,7 @@ from torch import nn
 
 from tfq._ext import _C
 from tfq._version import __version__
+from tfq.adapters import base_modules
 from tfq.config import QuantMethod, TfqConfig
 from tfq.features import FeatureCache, QuantizedTIB, SelectedFeatures
 from tfq.lowering import Lowering, Undo
@@ -145,7 +148,7 @@ def build_skeleton(model, conversion):
     ValueError
         If `conversion` is of another model.
     """
-    modules = dict(model.named_modules())
+    modules = base_modules(model)
     for plan in conversion.plans:
         found = type(modules.get(plan.name)).__name__
         if found != plan.type:
@@ -232,13 +235,20 @@ def save(unet, folder, *, max_shard_size=_MAX_SHARD_SIZE, variant=None):
         )
     folder = pathlib.Path(folder).resolve()
     _check_replaceable(folder)
+    with replaced_folder(folder) as partial:
+        unet.save_pretrained(partial, max_shard_size=max_shard_size, variant=variant)
+        (partial / "README.md").write_text(_model_card(unet, conversion), encoding="utf-8")
+
+
+@contextlib.contextmanager
+def replaced_folder(folder):
+    """Give an empty folder beside `folder` that takes its place if the block ends without an error."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     unique = uuid.uuid4().hex
     partial = folder.with_name(f".{folder.name}.{unique}.partial")
     try:
         partial.mkdir()
-        unet.save_pretrained(partial, max_shard_size=max_shard_size, variant=variant)
-        (partial / "README.md").write_text(_model_card(unet, conversion), encoding="utf-8")
+        yield partial
         _replace_folder(folder, partial, folder.with_name(f".{folder.name}.{unique}.old"))
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -275,6 +285,14 @@ def _replace_folder(folder, new, old):
     shutil.rmtree(old)
 
 
+def _origin(unet):
+    """What the card's header says of the float model, if it came from the Hub and not from a folder."""
+    name = str(unet.config.get("_name_or_path") or "")  # a path where it was loaded from one
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or pathlib.Path(name).exists():
+        return ""
+    return f"base_model: {name}\nbase_model_relation: quantized\n"
+
+
 def _model_card(unet, conversion):
     # Here, because reports are not needed to load a model.
     from tfq.reporting import report
@@ -285,7 +303,7 @@ def _model_card(unet, conversion):
     rows = f"{len(conversion.timesteps)} timesteps" if conversion.timesteps else "no table"
     return f"""---
 library_name: diffusers
-tags:
+{_origin(unet)}tags:
 - tfq
 - quantized
 ---

@@ -6,6 +6,9 @@ J the Jacobian of the output by y. For a random vector v of signs the mean of ``
 the float model estimates all layers at once, and the average over a few images at different timesteps
 and their own v is enough to rank them: no call of the model per layer. (Random projections as in
 Hutchinson's trace estimator.)
+
+The same pass sees the mean of each layer's error, by output channel. It is the same at every call, so the
+bias can take it back: bias correction as in Nagel et al. (ICCV 2019, section 4.2), from data.
 """
 
 import contextlib
@@ -13,6 +16,7 @@ import dataclasses
 
 import torch
 
+from tfq.adapters import base_modules
 from tfq.calibrate import spread_images
 from tfq.simulation import SimulatedLayer, apply_layer
 from tfq.weights import round_to_grid, weight_grid
@@ -44,6 +48,22 @@ def treatments(config):
     return [t for t in ladder[ladder.index(asked) :] if t != Treatment(4, "float")]
 
 
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """What each of :func:`treatments` would do to one layer.
+
+    Parameters
+    ----------
+    errors : list of float
+        Relative error of the model's output.
+    shifts : Tensor
+        float32 ``(treatments, channels)``: mean error of the layer's output.
+    """
+
+    errors: list
+    shifts: torch.Tensor
+
+
 class _Probe:
     """Forward hook of one layer: projects the error of each treatment on the gradient of its output."""
 
@@ -57,6 +77,8 @@ class _Probe:
             for bits in {treatment.weight_bits for treatment in ladder}
         }
         self.squares = torch.zeros(len(ladder), dtype=torch.float64)
+        self.shifts = torch.zeros(len(ladder), len(layer.weight))
+        self._calls = 0
         self._projected = None
 
     def _parts(self):
@@ -77,6 +99,17 @@ class _Probe:
         """End a call, the output of whose images has the given squared norms."""
         self.squares += (self._projected.double().square() / norms).sum(1)
 
+    def _add_shifts(self, errors):
+        self._calls += 1
+        channel_dim = 1 if self.simulated.is_conv else -1
+        for mean, error in zip(self.shifts, errors, strict=True):
+            shift = error.movedim(channel_dim, -1).flatten(0, -2).mean(0).cpu()
+            mean += (shift - mean) / self._calls
+
+    def estimate(self, images):
+        """Of all calls, which had so many images."""
+        return Estimate((self.squares / images).sqrt().tolist(), self.shifts)
+
     def __call__(self, layer, args, output):
         """Compute the errors once gradients flow (the first pass of a checkpointed block has none)."""
         if not (torch.is_grad_enabled() and output.requires_grad):
@@ -90,6 +123,7 @@ class _Probe:
             for treatment in self.ladder:
                 source = rounded if treatment.activations == "int8" else x
                 errors.append(apply_layer(layer, source, weights[treatment.weight_bits]) - exact)
+            self._add_shifts(errors)
 
         def project(gradient):
             # Images do not mix, so each has a projection of its own.
@@ -102,7 +136,7 @@ class _Probe:
 
 
 def estimate_errors(unet, plans, calls, config, progress=None):
-    """Relative output error of each treatment of each layer, if that layer alone were quantized.
+    """What each treatment of each layer does, if that layer alone were quantized.
 
     Parameters
     ----------
@@ -118,10 +152,10 @@ def estimate_errors(unet, plans, calls, config, progress=None):
     Returns
     -------
     dict
-        Layer name -> list of float, one for each of :func:`treatments`.
+        Layer name -> :class:`Estimate`.
     """
     ladder = treatments(config)
-    modules = dict(unet.named_modules())
+    modules = base_modules(unet)
     probes = {}
     for plan in plans:
         if plan.converted:
@@ -150,7 +184,7 @@ def estimate_errors(unet, plans, calls, config, progress=None):
         for handle in handles:
             handle.remove()
     images = sum(call["sample"].shape[0] for call in samples)
-    return {name: (probe.squares / images).sqrt().tolist() for name, probe in probes.items()}
+    return {name: probe.estimate(images) for name, probe in probes.items()}
 
 
 @contextlib.contextmanager
@@ -182,7 +216,7 @@ def _with_gradients(value):
     return value
 
 
-def refine_plans(plans, errors, config):
+def refine_plans(plans, estimates, config):
     """Give each layer the coarsest treatment within the budget, or the finest; note both in its plan.
 
     Layers that share a quantized input (queries, keys and values of an attention) share the type of
@@ -192,17 +226,33 @@ def refine_plans(plans, errors, config):
     for plan in plans:
         if not plan.converted:
             continue
-        estimates = errors[plan.name]
-        within = [i for i, error in enumerate(estimates) if error <= config.error_budget]
+        errors = estimates[plan.name].errors
+        within = [i for i, error in enumerate(errors) if error <= config.error_budget]
         chosen = within[0] if within else len(ladder) - 1
         plan.weight_bits, plan.activations = ladder[chosen].weight_bits, ladder[chosen].activations
-        plan.output_error = estimates[chosen]
+        plan.output_error = errors[chosen]
         if chosen:
             plan.reason = (
                 f"over error_budget={config.error_budget:g} with {ladder[0]} "
-                f"(estimated {estimates[0]:.3g}): {ladder[chosen]}"
+                f"(estimated {errors[0]:.3g}): {ladder[chosen]}"
             )
     _share_activations(plans)
+
+
+def bias_shifts(plans, estimates, config):
+    """Layer name -> mean error of its output, float32 ``(channels,)``, as it was finally planned.
+
+    Without those whose estimate is not finite.
+    """
+    ladder = treatments(config)
+    shifts = {}
+    for plan in plans:
+        treatment = Treatment(plan.weight_bits, plan.activations)
+        if plan.converted and treatment in ladder:
+            shift = estimates[plan.name].shifts[ladder.index(treatment)]
+            if shift.isfinite().all():
+                shifts[plan.name] = shift
+    return shifts
 
 
 def _share_activations(plans):

@@ -1,9 +1,15 @@
 """Shapes of a UNet's layers, found by running it on fake tensors: no memory, no arithmetic."""
 
 import torch
+from diffusers.models.embeddings import (
+    IPAdapterPlusImageProjection,
+    MultiIPAdapterImageProjection,
+)
 from diffusers.models.unets import unet_2d_blocks as unet_blocks
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+
+from tfq.adapters import base_modules
 
 _DEFAULT_SIZE = 32
 _TEXT_LENGTH = 77
@@ -47,7 +53,19 @@ def example_inputs(unet, batch=1, generator=None):
             }
         elif addition not in (None, "text"):
             raise ValueError(f"example_inputs: no example for addition_embed_type={addition!r}")
+        if isinstance(unet.encoder_hid_proj, MultiIPAdapterImageProjection):
+            inputs.setdefault("added_cond_kwargs", {})["image_embeds"] = [
+                _image_embedding(layer, batch, dtype)
+                for layer in unet.encoder_hid_proj.image_projection_layers
+            ]
     return inputs
+
+
+def _image_embedding(projection, batch, dtype):
+    """What an IP-Adapter's projection reads: one image; a sequence of embeddings in "plus" adapters."""
+    width = next(m for m in projection.modules() if isinstance(m, nn.Linear)).in_features
+    sequence = (1,) if isinstance(projection, IPAdapterPlusImageProjection) else ()
+    return torch.zeros(batch, 1, *sequence, width, dtype=dtype)
 
 
 def trace_shapes(unet):
@@ -82,13 +100,14 @@ def trace_shapes(unet):
 
         return block.register_forward_pre_hook(hook, with_kwargs=True)
 
-    for name, module in unet.named_modules():
+    for name, module in base_modules(unet).items():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             handles.append(count(name, module))
         elif isinstance(module, _UP_BLOCKS):
             handles.append(record(name, module))
     try:
-        with torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True):
+        fake = FakeTensorMode(allow_non_fake_inputs=True)
+        with torch.no_grad(), torch.device(unet.device), fake:
             unet(**example_inputs(unet))
     finally:
         for handle in handles:

@@ -19,6 +19,7 @@ from diffusers.models.resnet import ResnetBlock2D, ResnetBlockCondNorm2D
 from torch import nn
 
 from tfq import backends
+from tfq.adapters import base_layer
 from tfq.ops._checks import is_traced
 
 VALUE_SLOT = 0
@@ -67,7 +68,7 @@ def temporal_blocks(unet):
     blocks = []
     for name, module in unet.named_modules():
         if isinstance(module, ResnetBlock2D) and module.time_emb_proj is not None:
-            projections = [("time_emb_proj", module.time_emb_proj)]
+            projections = [("time_emb_proj", base_layer(module.time_emb_proj))]
         elif isinstance(module, ResnetBlockCondNorm2D):
             projections = [(n, m) for n, m in module.named_modules() if isinstance(m, nn.Linear)]
         else:
@@ -270,24 +271,31 @@ def _one_by_one(function, *columns):
     return torch.cat([function(*arguments) for arguments in zip(*parts, strict=False)])
 
 
-class RowCondition(nn.Module):
-    """Stands for a module whose output is added to the time embedding: pads it to a whole row."""
+class ConditionInputs:
+    """Forward pre-hook of a module whose output joins the time embedding: its own dtype, real timesteps.
 
-    def __init__(self, module, width, time_proj=None):
-        super().__init__()
-        self.module = module
-        self.width = width
-        self.time_proj = time_proj
+    A module that embeds timesteps has the float ``time_proj`` as a child of that name.
+    """
 
-    def forward(self, *inputs):
-        """Output of the module behind `width` zeros."""
-        if self.time_proj is not None:
-            inputs = (self.time_proj(decode_timesteps(inputs[0])), *inputs[1:])
-        parameter = next(self.module.parameters(), None)
+    def __call__(self, module, args):
+        """The arguments as the float model's."""
+        if "time_proj" in module._modules:
+            args = (module.time_proj(decode_timesteps(args[0])), *args[1:])
+        parameter = next(module.parameters(), None)
         if parameter is not None:
-            inputs = [x.to(parameter.dtype) if x.is_floating_point() else x for x in inputs]
-        out = self.module(*inputs)
-        return nn.functional.pad(out, (self.width, 0))
+            args = tuple(x.to(parameter.dtype) if x.is_floating_point() else x for x in args)
+        return args
+
+
+class PadToRow:
+    """Forward hook of a module whose output is added to the time embedding: puts zeros before it."""
+
+    def __init__(self, width):
+        self.width = width
+
+    def __call__(self, module, args, output):
+        """Output of the module behind `width` zeros."""
+        return nn.functional.pad(output, (self.width, 0))
 
 
 class RowActivation(nn.Module):

@@ -5,6 +5,7 @@
 #include "bindings/args.h"
 #include "bindings/bindings.h"
 #include "bindings/convert.h"
+#include "common/math.h"
 #include "cpu/attention_s8/attention_s8.h"
 #include "cpu/conv2d_s8/conv2d_s8.h"
 #include "cpu/dequantize_weight/dequantize_weight.h"
@@ -12,6 +13,7 @@
 #include "cpu/gemm_s8/packed_layout.h"
 #include "cpu/norm_act/norm_act.h"
 #include "cpu/quantize/quantize.h"
+#include "cpu/resnet_block/resnet_block.h"
 #include "cpu/temporal_gather/temporal_gather.h"
 
 namespace py = pybind11;
@@ -129,6 +131,85 @@ void attention_s8(Address query, Address key, Address value, int32_t dtype, cons
   cpu::attention_s8(args);
 }
 
+// (weight, bias, affine_stride, num_groups, eps, qparams)
+GroupNormArgs resnet_norm(const py::tuple& t, DType dtype, int64_t batch, int64_t pixels,
+                          int64_t channels, int64_t channels2) {
+  GroupNormArgs norm{};
+  norm.x_dtype = dtype;
+  norm.batch = batch;
+  norm.pixels = pixels;
+  norm.channels = channels;
+  norm.channels2 = channels2;
+  norm.weight = pointer<const float>(t[0].cast<Address>());
+  norm.bias = pointer<const float>(t[1].cast<Address>());
+  norm.affine_stride = t[2].cast<int64_t>();
+  norm.num_groups = t[3].cast<int64_t>();
+  norm.eps = t[4].cast<float>();
+  norm.qparams = qparams_of(t[5]);
+  norm.silu = true;
+  TFQ_CHECK(norm.num_groups > 0 && (channels + channels2) % norm.num_groups == 0,
+            "resnet_block: ", channels + channels2, " channels do not divide into ",
+            norm.num_groups, " groups");
+  return norm;
+}
+
+// (weight, zero_point, scale, sum, bias)
+void set_weight(const py::tuple& t, PackedWeight& weight, Epilogue& epilogue) {
+  weight = {pointer<const void>(t[0].cast<Address>()),
+            pointer<const uint8_t>(t[1].cast<Address>())};
+  epilogue.weight_scale = pointer<const float>(t[2].cast<Address>());
+  epilogue.weight_sum = pointer<const int32_t>(t[3].cast<Address>());
+  epilogue.bias = pointer<const float>(t[4].cast<Address>());
+}
+
+// A 3x3 convolution that keeps the size, of the norm's output.
+ConvArgs resnet_conv(const GroupNormArgs& norm, const py::tuple& weight, int64_t height,
+                     int64_t width, int64_t out_channels) {
+  ConvArgs conv{};
+  const int64_t channels = norm.channels + norm.channels2;
+  conv.geometry = {norm.batch, height, width, channels, height, width, out_channels,
+                   3,          3,      1,     1,        1,      1,     1};
+  check_depth("resnet_block", 9 * channels);
+  set_weight(weight, conv.weight, conv.epilogue);
+  conv.epilogue.input = norm.qparams;
+  conv.epilogue.rows_per_group = conv.epilogue.rows_per_sample = max_of(1, norm.pixels);
+  conv.epilogue.out_dtype = norm.x_dtype;
+  return conv;
+}
+
+void resnet_block(Address x, Address x2, int32_t dtype, const py::tuple& shape,
+                  const py::tuple& norm1, const py::tuple& conv1, const py::tuple& temporal,
+                  const py::tuple& norm2, const py::tuple& conv2, const py::tuple& shortcuts,
+                  Address out) {
+  TFQ_CHECK(shape.size() == 6, "resnet_block: shape must have 6 entries, got ", shape.size());
+  int64_t v[6];  // batch, height, width, channels, channels2, out_channels
+  for (size_t i = 0; i < 6; ++i) v[i] = shape[i].cast<int64_t>();
+  check_sizes("resnet_block", {v[0], v[1], v[2], v[3], v[4], v[5]});
+  TFQ_CHECK(shortcuts.size() <= 2, "resnet_block: at most 2 shortcuts, got ", shortcuts.size());
+  const DType type = cpu_dtype(dtype);
+  ResnetBlockArgs args{};
+  args.norm1 = resnet_norm(norm1, type, v[0], v[1] * v[2], v[3], v[4]);
+  args.norm1.x = pointer<const void>(x);
+  args.norm1.x2 = pointer<const void>(x2);
+  args.conv1 = resnet_conv(args.norm1, conv1, v[1], v[2], v[5]);
+  args.conv1.epilogue.temporal = pointer<const float>(temporal[0].cast<Address>());
+  args.conv1.epilogue.temporal_stride = temporal[1].cast<int64_t>();
+  args.norm2 = resnet_norm(norm2, type, v[0], v[1] * v[2], v[5], 0);
+  args.conv2 = resnet_conv(args.norm2, conv2, v[1], v[2], v[5]);
+  args.conv2.epilogue.residual_dtype = type;
+  args.conv2.epilogue.out = pointer<void>(out);
+  args.shortcuts = static_cast<int64_t>(shortcuts.size());
+  for (size_t i = 0; i < shortcuts.size(); ++i) {
+    GemmArgs& product = args.shortcut[i];
+    product.n = v[5];
+    product.k = v[3 + i];
+    set_weight(shortcuts[i].cast<py::tuple>(), product.weight, product.epilogue);
+    product.epilogue.rows_per_sample = 1;
+  }
+  py::gil_scoped_release release;
+  cpu::resnet_block(args);
+}
+
 void temporal_gather(Address table, int64_t table_rows, int64_t width, Address rows, int64_t count,
                      Address out) {
   const TemporalGatherArgs args = gather_args(table, table_rows, width, rows, count, out);
@@ -200,6 +281,7 @@ void bind_cpu(py::module_& module) {
   module.def("layer_norm_quantize", layer_norm_quantize);
   module.def("geglu_quantize", geglu_quantize);
   module.def("attention_s8", attention_s8);
+  module.def("resnet_block", resnet_block);
   module.def("temporal_gather", temporal_gather);
   module.def("temporal_gather_dequantize", temporal_gather_dequantize);
   module.def("pack_weight", pack_weight);

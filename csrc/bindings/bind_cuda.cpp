@@ -19,11 +19,11 @@ cuda::Launch launch_of(const py::tuple& t) {
   return {t[0].cast<int>(), pointer<void>(t[1].cast<Address>())};
 }
 
-// (workspace, workspace_size, tile, splits)
+// (workspace, workspace_size, tile, splits, tap_sums)
 cuda::ProductOptions options_of(const py::tuple& t) {
-  TFQ_CHECK(t.size() == 4, "options must have 4 entries, got ", t.size());
+  TFQ_CHECK(t.size() == 5, "options must have 5 entries, got ", t.size());
   return {pointer<int32_t>(t[0].cast<Address>()), t[1].cast<int64_t>(), t[2].cast<int>(),
-          t[3].cast<int>()};
+          t[3].cast<int>(), pointer<const int32_t>(t[4].cast<Address>())};
 }
 
 void gemm_s8(Address x, int64_t m, int64_t n, int64_t k, Address weight, const py::tuple& epilogue,
@@ -105,9 +105,9 @@ void temporal_gather_dequantize(Address table, int64_t table_rows, int64_t width
 // one line a candidate).
 py::tuple choose_product(int64_t m, int64_t n, int64_t k, int64_t workspace,
                          const py::tuple& device) {
-  TFQ_CHECK(device.size() == 4, "device must have 4 entries, got ", device.size());
+  TFQ_CHECK(device.size() == 5, "device must have 5 entries, got ", device.size());
   const cuda::DeviceFacts facts{device[0].cast<int>(), device[1].cast<int>(), device[2].cast<int>(),
-                                device[3].cast<int>()};
+                                device[3].cast<int>(), device[4].cast<bool>()};
   const cuda::ProductChoice choice =
       cuda::choose_product("choose_product", {m, n, k, workspace}, facts);
   return py::make_tuple(cuda::kTiles[choice.tile].name, choice.splits, cuda::describe(choice));
@@ -115,7 +115,8 @@ py::tuple choose_product(int64_t m, int64_t n, int64_t k, int64_t workspace,
 
 // The (m, n, k) of a convolution.
 py::tuple conv_problem(const py::tuple& geometry, int64_t channels2) {
-  const cuda::ProductProblem problem = cuda::conv_problem(geometry_of(geometry), channels2, 0);
+  const cuda::ProductProblem problem = 
+      cuda::conv_problem(geometry_of(geometry), channels2, 0, false);
   return py::make_tuple(problem.m, problem.n, problem.k);
 }
 

@@ -150,6 +150,22 @@ struct GegluArgs {
   uint8_t* out;            // (rows, channels)
 };
 
+// A ResBlock: conv2(silu(norm2(hidden))) + shortcut, hidden = conv1(silu(norm1([x | x2]))), with the
+// convolutions on inputs quantised by image. Every image has a row of qparams, of `temporal` and, if its
+// stride is not 0, of an affine map; rows_per_group and rows_per_sample are its pixels. The shortcut is x
+// (shortcuts = 0), or the sum of 1x1 convolutions of x and x2 quantised by pixel.
+//
+// Set by the callee: what passes between the operations (norm.out, norm2.x, conv.x, hidden, residuals,
+// all of a shortcut's epilogue but weights and bias), and qparams where qparams.data is null (dynamic).
+struct ResnetBlockArgs {
+  GroupNormArgs norm1;
+  ConvArgs conv1;
+  GroupNormArgs norm2;
+  ConvArgs conv2;  // epilogue.out is the result, of the type of x
+  int64_t shortcuts;  // 0, 1 or 2
+  GemmArgs shortcut[2];
+};
+
 // softmax(query * key^T * scale) * value for each batch and head, in integers; docs/numerics.md has
 // the formula. A row of the tensors holds `heads` heads of `head_size` channels.
 struct AttentionArgs {

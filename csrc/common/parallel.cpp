@@ -2,6 +2,10 @@
 
 #include <omp.h>
 
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
 #include <cstdlib>
 #include <new>
 
@@ -9,6 +13,9 @@ namespace tfq {
 namespace {
 
 constexpr size_t kAlignment = 64;
+// A transform that writes dozens of streams at once has more pages in flight than the first-level
+// TLB has entries; scratch that large asks for huge ones.
+constexpr size_t kHugePage = size_t{2} << 20;
 
 struct Buffer {
   void* data = nullptr;
@@ -35,9 +42,13 @@ void* thread_scratch(int slot, size_t bytes) {
   if (buffer.capacity < bytes) {
     std::free(buffer.data);
     buffer.capacity = 0;
-    const size_t rounded = (bytes + kAlignment - 1) / kAlignment * kAlignment;
-    buffer.data = std::aligned_alloc(kAlignment, rounded);
+    const size_t alignment = bytes < kHugePage / 4 ? kAlignment : kHugePage;
+    const size_t rounded = (bytes + alignment - 1) / alignment * alignment;
+    buffer.data = std::aligned_alloc(alignment, rounded);
     if (buffer.data == nullptr) throw std::bad_alloc();
+#ifdef __linux__
+    if (alignment == kHugePage) madvise(buffer.data, rounded, MADV_HUGEPAGE);
+#endif
     buffer.capacity = rounded;
   }
   return buffer.data;

@@ -15,7 +15,7 @@ void parallel_for(int64_t n, const std::function<void(int64_t)>& f);
 
 // Scratch memory of the calling thread, 64-byte aligned, at least `bytes` long, reused between
 // calls. `slot` separates the buffers one thread holds at the same time.
-constexpr int kScratchSlots = 3;
+constexpr int kScratchSlots = 4;
 void* thread_scratch(int slot, size_t bytes);
 
 }  // namespace tfq

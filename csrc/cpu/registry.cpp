@@ -47,6 +47,9 @@ const std::vector<KernelInfo>& kernel_table() {
 const gemm_s8_kernel& select_gemm_s8(Level level) {
   return select<gemm_s8_kernel>("gemm_s8", level);
 }
+const winograd_s16_kernel& select_winograd_s16(Level level) {
+  return select<winograd_s16_kernel>("winograd_s16", level);
+}
 const expand_s4_kernel& select_expand_s4(Level level) {
   return select<expand_s4_kernel>("expand_s4", level);
 }

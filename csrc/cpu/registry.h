@@ -13,6 +13,7 @@
 #include "cpu/norm_act/norm_act.h"
 #include "cpu/quantize/quantize.h"
 #include "cpu/temporal_gather/temporal_gather.h"
+#include "cpu/winograd_s16/winograd_s16.h"
 
 namespace tfq::cpu {
 
@@ -27,6 +28,7 @@ const std::vector<KernelInfo>& kernel_table();
 
 // The kernel of a family that `level` runs.
 const gemm_s8_kernel& select_gemm_s8(Level level);
+const winograd_s16_kernel& select_winograd_s16(Level level);
 const expand_s4_kernel& select_expand_s4(Level level);
 const dequantize_weight_kernel& select_dequantize_weight(Level level);
 const epilogue_kernel& select_epilogue(Level level);

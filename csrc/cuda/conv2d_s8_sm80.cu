@@ -21,14 +21,15 @@ constexpr Entry kEntries[] = {
     {kNames[0], conv2d_s8_sm80<0>}, {kNames[1], conv2d_s8_sm80<1>}, {kNames[2], conv2d_s8_sm80<2>},
     {kNames[3], conv2d_s8_sm80<3>}, {kNames[4], conv2d_s8_sm80<4>},
 };
-static_assert(sizeof(kEntries) / sizeof(kEntries[0]) == kTileCount);
+static_assert(sizeof(kEntries) / sizeof(kEntries[0]) == kTileCountSm80);
 
 }  // namespace
 
 void conv2d_s8(const ConvArgs& args, const uint8_t* x2, int64_t channels2,
                const ProductOptions& options, const Launch& launch) {
   const ConvGeometry& g = args.geometry;
-  const ProductProblem problem = conv_problem(g, channels2, options.workspace_size);
+  const ProductProblem problem = 
+      conv_problem(g, channels2, options.workspace_size, options.tap_sums);
   if (problem.m == 0 || problem.n == 0) return;
   check_product("conv2d_s8", args.epilogue, problem.m, problem.n);
   const int64_t group_rows = args.epilogue.rows_per_group;
@@ -37,8 +38,9 @@ void conv2d_s8(const ConvArgs& args, const uint8_t* x2, int64_t channels2,
             " rows per group for images of ", g.out_h, " x ", g.out_w);
   check_aligned("conv2d_s8", "x", args.x);
   check_aligned("conv2d_s8", "x2", x2);
-  const ProductChoice choice = choose_product("conv2d_s8", problem, device_facts(launch.device),
-                                              options.tile, options.splits);
+  const DeviceFacts device = device_facts(launch.device);
+  const ProductChoice choice =
+      choose_product("conv2d_s8", problem, device, options.tile, options.splits);
   const Tile& tile = kTiles[choice.tile];
   const auto narrow = [](int64_t value) { return static_cast<int32_t>(value); };
   ConvLaunch conv{};
@@ -61,8 +63,18 @@ void conv2d_s8(const ConvArgs& args, const uint8_t* x2, int64_t channels2,
   conv.product =
       product_launch(args.epilogue, options, problem,
                      static_cast<const int8_t*>(args.weight.data), tile, choice.splits);
-  const Entry& entry = kEntries[choice.tile];
+  conv.product.x = args.x;
   const DeviceGuard guard(launch.device);
+  if (tile.level == Level::kSm90 && is_matrix(g, channels2)) {
+    launch_gemm_sm90(conv.product, problem, choice.tile, device.multiprocessors, launch.stream);
+    return;
+  }
+  if (tile.level == Level::kSm90) {
+    launch_conv_sm90(conv, options.tap_sums, problem, choice.tile, device.multiprocessors,
+                     launch.stream);
+    return;
+  }
+  const Entry& entry = kEntries[choice.tile];
   simt::launch(entry.kernel,
                product_config(entry.name, problem, tile, choice.splits, launch.stream), conv);
 }

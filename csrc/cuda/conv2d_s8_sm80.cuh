@@ -99,7 +99,7 @@ TFQ_KERNEL TFQ_LAUNCH_BOUNDS(kTiles[TileIndex].threads(), kTiles[TileIndex].bloc
     conv2d_s8_sm80(TFQ_GRID_CONSTANT const ConvLaunch args) {
   using Shape = TileShape<TileIndex>;
   const TilePosition tile = tile_of_block<Shape>(args.product);
-  const KRange range = k_range(args.product.k, args.product.split.count,
+  const KRange range = k_range(k_blocks(args.product.k), args.product.split.count,
                                static_cast<int>(simt::block_index().z));
   ImageLoader<Shape::kBlockM, Shape::kThreads> loader_a(args, tile.row * Shape::kBlockM,
                                                         range.begin);

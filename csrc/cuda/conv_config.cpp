@@ -1,6 +1,7 @@
 #include "cuda/conv_config.h"
 
 #include "common/check.h"
+#include "cuda/tensor_map.h"
 
 namespace tfq::cuda {
 namespace {
@@ -9,9 +10,31 @@ constexpr int64_t kChunkChannels = 16;  // one 16-byte copy lies in one tap of o
 constexpr int64_t kMaxPixels = int64_t{1} << 31;
 constexpr int64_t kMaxExtent = int64_t{1} << 15;  // coordinates are held in 16 bits
 
+const char* why_not_copied(const ConvGeometry& g, int64_t channels2, bool tap_sums) {
+  constexpr int64_t kMostTaps = 32;
+  if (is_matrix(g, channels2)) return "";
+  if (!tap_sums) return "needs the sums of the weights of each tap";
+  if (channels2 > 0) return "has no second source";
+  if (g.upsample != 1) return "enlarges no images";
+  if (g.kernel_h * g.kernel_w > kMostTaps) return "has at most 32 taps";
+  const auto narrow = [](int64_t value) { return static_cast<int>(value); };
+  const TapOrigins taps{narrow(g.out_h),    narrow(g.out_w),   narrow(g.stride_h),
+                        narrow(g.stride_w), narrow(g.pad_top), narrow(g.pad_left)};
+  if (!im2col_fits(g.in_h, g.in_w, taps)) return "has strides of at most 8 and padding below 128";
+  return "";
+}
+
 }  // namespace
 
-ProductProblem conv_problem(const ConvGeometry& g, int64_t channels2, int64_t workspace) {
+// Where a pixel's channels are a row of A, all of them and in order.
+bool is_matrix(const ConvGeometry& g, int64_t channels2) {
+  return g.kernel_h == 1 && g.kernel_w == 1 && g.stride_h == 1 && g.stride_w == 1 &&
+         g.out_h == g.in_h && g.out_w == g.in_w && g.pad_top == 0 && g.pad_left == 0 &&
+         g.upsample == 1 && channels2 == 0;
+}
+
+ProductProblem conv_problem(const ConvGeometry& g, int64_t channels2, int64_t workspace,
+                            bool tap_sums) {
   TFQ_CHECK(g.channels > 0 && g.channels % kChunkChannels == 0 && channels2 % kChunkChannels == 0,
             "conv2d_s8: CUDA kernels need channels that are multiples of ", kChunkChannels,
             ", got ", g.channels, " and ", channels2, declined_by_all_tiles());
@@ -24,7 +47,8 @@ ProductProblem conv_problem(const ConvGeometry& g, int64_t channels2, int64_t wo
             "conv2d_s8: CUDA kernels need images smaller than ", kMaxExtent, " on a side, got ",
             g.in_h, " x ", g.in_w, declined_by_all_tiles());
   return {g.batch * g.out_h * g.out_w, g.out_channels,
-          g.kernel_h * g.kernel_w * (g.channels + channels2), workspace};
+          g.kernel_h * g.kernel_w * (g.channels + channels2), workspace,
+          why_not_copied(g, channels2, tap_sums)};
 }
 
 }  // namespace tfq::cuda

@@ -24,6 +24,9 @@ struct ProductOptions {
   int32_t* workspace;  // zeros, of this stream alone: split-K's sums and counters
   int64_t workspace_size;
   int tile, splits;  // -1 and 0: chosen
+  // conv2d_s8 alone: (kernel_h * kernel_w, n) sums of the weights over the channels, or null, which
+  // keeps it from kernels that fill padding with zeros.
+  const int32_t* tap_sums;
 };
 
 // api.h's operations on device memory. Weights are in the layout of product_args.h.

@@ -2,6 +2,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include <algorithm>
 #include <mutex>
 #include <sstream>
 #include <vector>
@@ -40,6 +41,10 @@ DeviceFacts device_facts(int device) {
         attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, device);
     facts.arch = 10 * attribute(cudaDevAttrComputeCapabilityMajor, device) +
                  attribute(cudaDevAttrComputeCapabilityMinor, device);
+    const std::vector<std::string> built = built_archs();
+    facts.wgmma = facts.arch == 90 && std::any_of(built.begin(), built.end(), [](const auto& arch) {
+                    return arch.rfind("90a", 0) == 0;  // also "90a-real"
+                  });
   }
   return facts;
 }

@@ -13,6 +13,7 @@ struct DeviceFacts {
   int multiprocessors;
   int shared_per_block;  // bytes, after opting in
   int shared_per_multiprocessor;
+  bool wgmma;  // Hopper, and this build has code for sm_90a
 };
 
 // CUDA refused something; Python's tfq.CudaError (a RuntimeError).

@@ -7,7 +7,7 @@
 
 #include "cuda/activation.cuh"
 #include "cuda/elements.cuh"
-#include "cuda/main_loop_sm80.cuh"
+#include "cuda/product_tile.cuh"
 
 namespace tfq::cuda {
 
@@ -17,6 +17,15 @@ struct RowFacts {
   int32_t zero_point;    // z of it
   int32_t temporal_row;  // of the table; -1: none such, which gives NaN, for a kernel cannot raise
   float requant_r, requant_z;
+  uint32_t missing;  // parts of A's row that are zeros where they stand for the zero-point
+};
+
+// A product whose rows of A are whole. Others say which parts of a row are missing, as bits, and add up
+// the weights that those would have met.
+struct NoBorder {
+  TFQ_DEVICE uint32_t missing(int) const { return 0; }
+  template <int Count>
+  TFQ_DEVICE void add(uint32_t, int, int32_t (&)[Count]) const {}
 };
 
 TFQ_DEVICE RowFacts row_facts(const Epilogue& e, int row) {
@@ -45,11 +54,15 @@ struct ChannelFacts {
   float scale[Count], offset[Count];
   int32_t zero[Count];
 
-  TFQ_DEVICE void combine(const Epilogue& e, const RowFacts& row, int channel) {
+  template <typename Border>
+  TFQ_DEVICE void combine(const Epilogue& e, const RowFacts& row, int channel,
+                          const Border& border) {
     load_run(e.weight_scale + channel, scale);
     uint32_t weight_sum[Count];
     load_words(e.weight_sum + channel, weight_sum);
     if (e.bias) load_run(e.bias + channel, offset);
+    int32_t missing[Count] = {};
+    border.add(row.missing, channel, missing);
     const bool exists = row.temporal_row >= 0;
     // Not as vectors: a slice of a wider row may begin anywhere.
     const float* temporal =
@@ -57,7 +70,7 @@ struct ChannelFacts {
 #pragma unroll
     for (int i = 0; i < Count; ++i) {
       scale[i] = row.scale * scale[i];
-      zero[i] = row.zero_point * static_cast<int32_t>(weight_sum[i]);
+      zero[i] = row.zero_point * (static_cast<int32_t>(weight_sum[i]) - missing[i]);
       if (!e.bias) offset[i] = 0.0f;
       if (e.temporal) offset[i] = offset[i] + (exists ? temporal[i] : ptx::quiet_nan());
     }
@@ -113,24 +126,29 @@ TFQ_DEVICE void finish_run(const GemmLaunch& args, const RowFacts& facts,
 
 // All rows of a thread for the run that begins in column piece `piece`: both pieces of a channel
 // group (Count = 8) or half a group (Count = 4).
-template <typename Shape, bool Geglu, int Count>
+template <typename Shape, bool Geglu, int Count, typename Border>
 TFQ_DEVICE void finish_channels(const GemmLaunch& args, const Accumulators<Shape>& acc, int piece,
-                                int tile_row, int tile_column, bool uniform) {
+                                int tile_row, int tile_column, bool uniform,
+                                const Border& border) {
   const int lane = simt::lane_index();
   const int column = Shape::piece_column(piece);
   const int channel = tile_column * Shape::kBlockN + column / kChannelGroup * kChannelGroup +
                       8 * (lane % 4) + (Count == 4 && column % kChannelGroup ? 4 : 0);
   if (channel >= args.n) return;
-  const auto* facts = simt::shared_at<RowFacts>(0);
+  const auto* facts = simt::shared_at<RowFacts>(Shape::kScratch);
   ChannelFacts<Count> channels;
-  channels.combine(args.epilogue, facts[0], channel);
+  channels.combine(args.epilogue, facts[0], channel, border);
+  uint32_t missing = facts[0].missing;  // of the row that is combined
 #pragma unroll
   for (int i = 0; i < 2 * Shape::kPiecesM; ++i) {
-    const int local = Shape::warp_row() + 8 * i + lane / 4;
+    const int local = Shape::piece_row(i / 2) + 8 * (i % 2) + lane / 4;
     const int row = tile_row * Shape::kBlockM + local;
     if (row >= args.m + (simt::fault(simt::kFaultStoreBeyondRows) ? 1 : 0)) continue;
     const RowFacts row_facts = facts[local];
-    if (!uniform) channels.combine(args.epilogue, row_facts, channel);
+    if (!uniform || row_facts.missing != missing) {
+      channels.combine(args.epilogue, row_facts, channel, border);
+      missing = row_facts.missing;
+    }
     int32_t sums[Count];
 #pragma unroll
     for (int c = 0; c < Count; ++c)
@@ -139,9 +157,9 @@ TFQ_DEVICE void finish_channels(const GemmLaunch& args, const Accumulators<Shape
   }
 }
 
-template <typename Shape, bool Geglu>
+template <typename Shape, bool Geglu, typename Border = NoBorder>
 TFQ_DEVICE void finish_tile(const GemmLaunch& args, const Accumulators<Shape>& acc, int tile_row,
-                            int tile_column) {
+                            int tile_column, const Border& border = {}) {
   const Epilogue& e = args.epilogue;
   const int first = tile_row * Shape::kBlockM;
   const int last = (args.m < first + Shape::kBlockM ? args.m : first + Shape::kBlockM) - 1;
@@ -150,17 +168,21 @@ TFQ_DEVICE void finish_tile(const GemmLaunch& args, const Accumulators<Shape>& a
   const bool uniform = first / group_rows == last / group_rows &&
                        (!e.temporal || first / sample_rows == last / sample_rows);
   static_assert(Shape::kBlockM <= Shape::kThreads);
-  simt::sync_block();  // every warp has left the last stage
-  const int row = first + simt::thread_index();
-  if (row <= last)
-    simt::shared_at<RowFacts>(0)[simt::thread_index()] = row_facts(args.epilogue, row);
-  simt::sync_block();
+  Shape::sync();  // every warp has left the scratch
+  const int row = first + Shape::thread();
+  if (row <= last) {
+    RowFacts facts = row_facts(args.epilogue, row);
+    facts.missing = border.missing(row);
+    simt::shared_at<RowFacts>(Shape::kScratch)[Shape::thread()] = facts;
+  }
+  Shape::sync();
 #pragma unroll
   for (int piece = 0; piece + 1 < Shape::kPiecesN; piece += 2)
-    finish_channels<Shape, Geglu, 8>(args, acc, piece, tile_row, tile_column, uniform);
+    finish_channels<Shape, Geglu, 8>(args, acc, piece, tile_row, tile_column, uniform,
+                                     border);
   if constexpr (Shape::kHalfGroup)
     finish_channels<Shape, Geglu, 4>(args, acc, Shape::kPiecesN - 1, tile_row, tile_column,
-                                     uniform);
+                                     uniform, border);
 }
 
 }  // namespace tfq::cuda

@@ -23,9 +23,22 @@ constexpr int kWarpsToHideLatency = 8;
 constexpr double kFewWarpsPenalty = 1.15;
 constexpr int64_t kFewestBlocksOfK = 8;  // in a part
 
-// Multiply-adds a cycle of mma.sync on a multiprocessor. Hopper's mma.sync reaches about half of
-// what wgmma would.
-double multiply_rate(int arch) { return arch == 80 || arch == 90 || arch == 100 ? 2048.0 : 1024.0; }
+constexpr double kOneWarpgroup = 0.57;  // of wgmma's rate
+
+// Multiply-adds a cycle of a multiprocessor. Hopper's mma.sync reaches about half of what wgmma does.
+double multiply_rate(const Tile& tile, int arch) {
+  if (tile.level == Level::kSm90) return 4096.0 * (tile.warps_m > 4 ? 1.0 : kOneWarpgroup);
+  return arch == 80 || arch == 90 || arch == 100 ? 2048.0 : 1024.0;
+}
+
+// Bytes the multiplying warps read from shared memory for one k-block: mma.sync's warps their rows of A
+// and of B, wgmma A once and B for every 64 rows.
+double bytes_read(const Tile& tile) {
+  if (tile.level == Level::kSm90)
+    return (tile.block_m + tile.block_m / 64.0 * tile.block_n) * tile.block_k;
+  return static_cast<double>(tile.warps_m * tile.warps_n) *
+         (tile.block_m / tile.warps_m + tile.block_n / tile.warps_n) * tile.block_k;
+}
 
 // Bytes a cycle from L2 to a multiprocessor: more on the data-centre cards.
 double l2_rate(int arch) { return arch == 80 || arch == 90 || arch == 100 ? 46.0 : 16.0; }
@@ -38,17 +51,15 @@ double modelled_cycles(const ProductProblem& p, const Tile& tile, const DeviceFa
                        int splits) {
   const int warps = tile.warps_m * tile.warps_n;
   const double outputs = static_cast<double>(tile.block_m) * tile.block_n;
-  const double multiply = outputs * kBlockK / multiply_rate(device.arch);
-  const double read = static_cast<double>(warps) *
-                      (tile.block_m / tile.warps_m + tile.block_n / tile.warps_n) * kBlockK;
-  const double shared = (read + tile.stage_bytes()) / kSharedBytesPerCycle;
+  const double multiply = outputs * tile.block_k / multiply_rate(tile, device.arch);
+  const double shared = (bytes_read(tile) + tile.stage_bytes()) / kSharedBytesPerCycle;
   const double resident = device.shared_per_multiprocessor /
                           (tile.shared_bytes() + kReservedSharedBytes);
-  const bool few = static_cast<int>(resident) * warps < kWarpsToHideLatency;
+  const bool few = tile.level == Level::kSm80 && static_cast<int>(resident) * warps < kWarpsToHideLatency;
   const double l2 = tile.stage_bytes() / l2_rate(device.arch);
   const double step = std::max({multiply, shared, l2}) * (few ? kFewWarpsPenalty : 1.0);
   const double reduction = splits > 1 ? 3 * 4 * outputs / kReductionBytesPerCycle : 0.0;
-  const double block = static_cast<double>(ceil_div(ceil_div(p.k, kBlockK), splits)) * step +
+  const double block = static_cast<double>(ceil_div(ceil_div(p.k, tile.block_k), splits)) * step +
                        outputs * kEpilogueInstructions / kLanes + reduction;
   const int64_t rounds = ceil_div(tiles_of(p, tile) * splits, device.multiprocessors);
   return static_cast<double>(rounds) * block + kFillCycles;
@@ -59,6 +70,9 @@ std::string why_not(const ProductProblem& p, const Tile& tile, const DeviceFacts
   if (device.arch < 80)
     return message("needs compute capability 8.0, the device has ", device.arch / 10, ".",
                    device.arch % 10);
+  if (tile.level == Level::kSm90 && !device.wgmma)
+    return "needs compute capability 9.0 and a build for 90a";
+  if (tile.level == Level::kSm90 && *p.not_copied) return p.not_copied;
   if (p.k % 16 != 0) return message("k must be a multiple of 16, got ", p.k);
   if (p.m >= kMaxRows || p.n >= kMaxRows || p.k >= kMaxRows)
     return message("m, n and k must be below 2^31, got ", p.m, ", ", p.n, ", ", p.k);
@@ -66,7 +80,7 @@ std::string why_not(const ProductProblem& p, const Tile& tile, const DeviceFacts
     return message("needs ", tile.shared_bytes(), " bytes of shared memory, a block has ",
                    device.shared_per_block);
   if (splits == 1) return "";
-  const int64_t blocks = ceil_div(p.k, kBlockK);
+  const int64_t blocks = ceil_div(p.k, tile.block_k);
   if (blocks < splits) return message("k = ", p.k, " has ", blocks, " blocks for ", splits, " parts");
   if (split_workspace(p, tile, splits) > p.workspace)
     return message("needs ", split_workspace(p, tile, splits), " values of workspace, got ",

@@ -13,6 +13,7 @@ namespace tfq::cuda {
 struct ProductProblem {
   int64_t m, n, k;
   int64_t workspace;  // int32 values for split-K: sums and counters
+  const char* not_copied = "";  // why the copy engine cannot bring the rows of A; "" if it can
 };
 
 struct Candidate {

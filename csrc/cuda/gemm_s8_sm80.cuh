@@ -4,6 +4,7 @@
 #pragma once
 
 #include "cuda/epilogue.cuh"
+#include "cuda/main_loop_sm80.cuh"
 
 namespace tfq::cuda {
 
@@ -15,7 +16,7 @@ TFQ_DEVICE void product_tile(const GemmLaunch& args, LoaderA& loader_a,
       static_cast<int>(packed_depth(args.k)));
   Accumulators<Shape> acc;
   const KRange range =
-      k_range(args.k, args.split.count, static_cast<int>(simt::block_index().z));
+      k_range(k_blocks(args.k), args.split.count, static_cast<int>(simt::block_index().z));
   multiply_tile<Shape>(loader_a, loader_b, range.begin, range.end, acc);
   if (args.split.count > 1 && !reduce_splits<Shape>(args.split, tile.index, acc)) return;
   finish_tile<Shape, Geglu>(args, acc, tile.row, tile.column);

@@ -1,11 +1,11 @@
-// The integer product of a tile, and split-K: what the GEMM and the convolution share.
+// The integer product of a tile: what the GEMM and the convolution share.
 //
 // Stages of (block_m + block_n) x kBlockK bytes are filled by cp.async while older ones are
 // multiplied; one block barrier a stage. A warp reads fragments with ldmatrix: its own 16-row
 // pieces of A, 16-column pieces of B.
 #pragma once
 
-#include "cuda/tile.h"
+#include "cuda/product_tile.cuh"
 #include "cuda/tile_loader.cuh"
 
 namespace tfq::cuda {
@@ -26,6 +26,7 @@ struct TileShape {
   static_assert(!kHalfGroup || kWarpsN == 2);
 
   static TFQ_DEVICE int warp_row() { return simt::warp_index() / kWarpsN * kWarpM; }
+  static TFQ_DEVICE int piece_row(int piece) { return warp_row() + 16 * piece; }
 
   // First column (in the tile) of a warp's piece. Pieces 2q and 2q + 1 are a whole channel group;
   // the last piece may be half a group.
@@ -35,13 +36,11 @@ struct TileShape {
     if (piece == kPiecesN - 1) return warp == 0 ? kWarpN - 16 : kWarpN;
     return warp * (kWarpN + 16) + 16 * piece;
   }
-};
 
-// The accumulators of a thread: element [i][2 * p + j] is the 16 x 8 piece of rows 16 * i and
-// columns 8 * j of column piece p.
-template <typename Shape>
-struct Accumulators {
-  int32_t value[Shape::kPiecesM][2 * Shape::kPiecesN][4];
+  // All threads of the block multiply; after the product its stages are scratch.
+  static constexpr uint32_t kScratch = 0;
+  static TFQ_DEVICE int thread() { return simt::thread_index(); }
+  static TFQ_DEVICE void sync() { simt::sync_block(); }
 };
 
 template <typename Shape>
@@ -71,6 +70,8 @@ TFQ_DEVICE void multiply_stage(uint32_t stage, Accumulators<Shape>& acc) {
     }
   }
 }
+
+TFQ_DEVICE int k_blocks(int depth) { return (depth + kBlockK - 1) / kBlockK; }
 
 // acc = sum over k-blocks [begin, end).
 template <typename Shape, typename LoaderA, typename LoaderB>
@@ -104,59 +105,6 @@ TFQ_DEVICE void multiply_tile(LoaderA& loader_a, LoaderB& loader_b, int begin, i
         static_cast<uint32_t>((block - begin) % Shape::kStages * Shape::kStageBytes), acc);
   }
   ptx::wait_copies<0>();
-}
-
-// Which tile a block works on: groups of eight rows of tiles, column by column within a group, so
-// that blocks that run together share A and B in L2.
-struct TilePosition {
-  int row, column, index;
-};
-TFQ_DEVICE TilePosition tile_position(int block, int rows, int columns) {
-  constexpr int kGroupRows = 8;
-  const int group = block / (kGroupRows * columns);
-  const int first = group * kGroupRows;
-  const int height = rows - first < kGroupRows ? rows - first : kGroupRows;
-  const int within = block - group * kGroupRows * columns;
-  const int row = first + within % height, column = within / height;
-  return {row, column, row * columns + column};
-}
-
-struct KRange {
-  int begin, end;
-};
-TFQ_DEVICE KRange k_range(int depth, int splits, int split) {
-  const int blocks = (depth + kBlockK - 1) / kBlockK;
-  const int each = blocks / splits, extra = blocks % splits;
-  const int begin = split * each + (split < extra ? split : extra);
-  return {begin, begin + each + (split < extra ? 1 : 0)};
-}
-
-// Adds this block's sums to those of the other blocks of the tile. True for the block that came
-// last, which then holds the total. Integer sums: the same whatever the order. Leaves sums and
-// counters zero for the next launch.
-template <typename Shape>
-TFQ_DEVICE bool reduce_splits(const SplitK& split, int tile, Accumulators<Shape>& acc) {
-  constexpr int kRegisters = Shape::kPiecesM * 2 * Shape::kPiecesN * 4;
-  int32_t* sums = split.sums + static_cast<int64_t>(tile) * kRegisters * Shape::kThreads +
-                  simt::thread_index();
-  int32_t* registers = &acc.value[0][0][0];
-#pragma unroll
-  for (int r = 0; r < kRegisters; ++r) ptx::atomic_add(sums + r * Shape::kThreads, registers[r]);
-  ptx::memory_fence();
-  simt::sync_block();  // also: every warp is done with shared memory
-  int32_t* arrived = simt::shared_at<int32_t>(0);
-  if (simt::thread_index() == 0) *arrived = ptx::atomic_increment(split.counters + tile);
-  simt::sync_block();
-  const int last = split.count - 1 - (simt::fault(simt::kFaultSplitLastBlockTooEarly) ? 1 : 0);
-  if (*arrived != last) return false;
-  ptx::memory_fence();
-#pragma unroll
-  for (int r = 0; r < kRegisters; ++r) {
-    registers[r] = ptx::load_past_l1(sums + r * Shape::kThreads);
-    if (!simt::fault(simt::kFaultSplitWithoutReset)) sums[r * Shape::kThreads] = 0;
-  }
-  if (simt::thread_index() == 0) split.counters[tile] = 0;
-  return true;
 }
 
 }  // namespace tfq::cuda

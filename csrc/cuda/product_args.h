@@ -43,7 +43,7 @@ struct ConvLaunch {
   int32_t kernel_h, kernel_w, stride_h, stride_w, pad_top, pad_left;
   int32_t upsample_shift;     // 0, or 1 for nearest-neighbour enlargement
   int32_t images_per_qparam;  // images that share a row of epilogue.input
-  GemmLaunch product;         // m = batch * out_h * out_w, k = kernel_h * kernel_w * channels; x unused
+  GemmLaunch product;         // m = batch * out_h * out_w, k = kernel_h * kernel_w * channels
 };
 
 }  // namespace tfq::cuda

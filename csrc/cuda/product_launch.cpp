@@ -1,5 +1,7 @@
 #include "cuda/product_launch.h"
 
+#include <algorithm>
+
 #include "common/check.h"
 #include "common/math.h"
 
@@ -55,12 +57,22 @@ GemmLaunch product_launch(const Epilogue& e, const ProductOptions& options,
 simt::LaunchConfig product_config(const char* kernel, const ProductProblem& problem,
                                   const Tile& tile, int splits, void* stream) {
   const int64_t tiles = ceil_div(problem.m, tile.block_m) * ceil_div(problem.n, tile.block_n);
-  TFQ_CHECK(tiles < (int64_t{1} << 31), kernel, ": ", tiles, " tiles are more than a grid holds");
+  TFQ_CHECK(tiles * splits < (int64_t{1} << 31), kernel, ": ", tiles * splits,
+            " tiles are more than a grid holds");
   return {kernel,
           {static_cast<uint32_t>(tiles), 1, static_cast<uint32_t>(splits)},
           static_cast<uint32_t>(tile.threads()),
           static_cast<uint32_t>(tile.shared_bytes()),
           stream};
+}
+
+simt::LaunchConfig persistent_config(const char* kernel, const ProductProblem& problem,
+                                     const Tile& tile, int splits, int multiprocessors,
+                                     void* stream) {
+  simt::LaunchConfig config = product_config(kernel, problem, tile, splits, stream);
+  const uint32_t parts = config.grid.x * config.grid.z;
+  config.grid = {std::min(parts, static_cast<uint32_t>(multiprocessors)), 1, 1};
+  return config;
 }
 
 }  // namespace tfq::cuda

@@ -14,7 +14,21 @@ GemmLaunch product_launch(const Epilogue& epilogue, const ProductOptions& option
                           const ProductProblem& problem, const int8_t* weight, const Tile& tile,
                           int splits);
 
+// A block for each tile and part of k.
 simt::LaunchConfig product_config(const char* kernel, const ProductProblem& problem,
                                   const Tile& tile, int splits, void* stream);
+
+// At most a block for each multiprocessor; blocks take several tiles.
+simt::LaunchConfig persistent_config(const char* kernel, const ProductProblem& problem,
+                                     const Tile& tile, int splits, int multiprocessors,
+                                     void* stream);
+
+// Queue the kernel of tile `index`, which is of that level.
+void launch_gemm_sm80(const GemmLaunch& product, const ProductProblem& problem, int index,
+                      void* stream);
+void launch_gemm_sm90(const GemmLaunch& product, const ProductProblem& problem, int index,
+                      int multiprocessors, void* stream);
+void launch_conv_sm90(const ConvLaunch& conv, const int32_t* tap_sums,
+                      const ProductProblem& problem, int index, int multiprocessors, void* stream);
 
 }  // namespace tfq::cuda

@@ -42,7 +42,7 @@ TFQ_DEVICE void sync_warp() { __syncwarp(); }
 // The byte at `offset` of the block's dynamic shared memory.
 template <typename T>
 TFQ_DEVICE T* shared_at(uint32_t offset) {
-  extern __shared__ __align__(128) unsigned char tfq_shared_memory[];
+  extern __shared__ __align__(1024) unsigned char tfq_shared_memory[];
   return reinterpret_cast<T*>(tfq_shared_memory + offset);
 }
 
@@ -89,6 +89,12 @@ enum Fault : int {
   kFaultReduceWithoutBarrier,
   kFaultReduceOverwritten,
   kFaultRowUnchecked,
+  kFaultWaitOneProductTooFew,
+  kFaultReleaseBeforeProducts,
+  kFaultNoWaitForFull,
+  kFaultNoWaitForEmpty,
+  kFaultExpectTooFewBytes,
+  kFaultWrongSwizzle,
   kFaultCount
 };
 

@@ -7,15 +7,30 @@
 
 namespace tfq::cuda {
 
+// Which instructions multiply: mma.sync, of every card since sm_80, or Hopper's wgmma, of sm_90a.
+enum class Level : int { kSm80 = 80, kSm90 = 90 };
+
+// Facts of a row that the epilogue keeps in shared memory (epilogue.cuh's RowFacts).
+constexpr int kRowFactsBytes = 24;
+constexpr int kWarpgroup = 128;  // threads
+
 // A block computes (block_m, block_n) outputs with warps_m x warps_n warps; `stages` buffers of
-// kBlockK depth. blocks = resident blocks the registers must allow.
+// block_k depth. blocks = resident blocks the registers must allow. At sm_90 the warps are in
+// warpgroups along m, one more warpgroup fills the stages, and the epilogue does not share their memory.
 struct Tile {
   const char* name;
-  int block_m, block_n, warps_m, warps_n, stages, blocks;
+  Level level;
+  int block_m, block_n, block_k, warps_m, warps_n, stages, blocks;
 
-  constexpr int threads() const { return 32 * warps_m * warps_n; }
-  constexpr int stage_bytes() const { return (block_m + block_n) * kBlockK; }
-  constexpr int shared_bytes() const { return stages * stage_bytes(); }
+  constexpr int threads() const {
+    return 32 * warps_m * warps_n + (level == Level::kSm90 ? kWarpgroup : 0);
+  }
+  constexpr int stage_bytes() const { return (block_m + block_n) * block_k; }
+  constexpr int barrier_offset() const { return stages * stage_bytes() + block_m * kRowFactsBytes; }
+  constexpr int shared_bytes() const {
+    constexpr int kBarriers = 2 * 8;  // bytes a stage
+    return level == Level::kSm90 ? barrier_offset() + stages * kBarriers : stages * stage_bytes();
+  }
 };
 
 // 160 divides the channels of SD1.5 and SDXL, 128 and 64 those of the DDPMs. Two 128 x 160: 64 x 80
@@ -30,12 +45,32 @@ struct Tile {
   TILE(64, 160, 2, 2, 4, 2)     \
   TILE(64, 64, 2, 2, 5, 4)
 
+// As many stages as fit into 227 KiB. Two warpgroups multiply, for one alone leaves the tensor cores
+// waiting; 64 rows have work for one.
+//
+//      block_m, block_n, warpgroups, stages
+#define TFQ_CUDA_TILES_SM90(TILE) \
+  TILE(256, 160, 2, 4)            \
+  TILE(128, 160, 2, 6)            \
+  TILE(64, 160, 1, 7)             \
+  TILE(256, 128, 2, 4)            \
+  TILE(128, 128, 2, 6)
+
+constexpr int kBlockKSm90 = 128;
+
 constexpr Tile kTiles[] = {
 #define TFQ_TILE(m, n, wm, wn, stages, blocks) \
-  {#m "x" #n "x64_w" #wm "x" #wn, m, n, wm, wn, stages, blocks},
+  {#m "x" #n "x64_w" #wm "x" #wn, Level::kSm80, m, n, kBlockK, wm, wn, stages, blocks},
     TFQ_CUDA_TILES(TFQ_TILE)
+#undef TFQ_TILE
+#define TFQ_TILE(m, n, groups, stages) \
+  {#m "x" #n "x128_wg" #groups, Level::kSm90, m, n, kBlockKSm90, 4 * groups, 1, stages, 1},
+    TFQ_CUDA_TILES_SM90(TFQ_TILE)
 #undef TFQ_TILE
 };
 constexpr int kTileCount = sizeof(kTiles) / sizeof(kTiles[0]);
+constexpr int kTileCountSm80 = 5;  // the first ones
+static_assert(kTiles[kTileCountSm80 - 1].level == Level::kSm80 &&
+              kTiles[kTileCountSm80].level == Level::kSm90);
 
 }  // namespace tfq::cuda

@@ -21,7 +21,7 @@ TFQ_KERNEL epilogue_probe(TFQ_GRID_CONSTANT const GemmLaunch args) {
   const int channel = kCount * simt::thread_index();
   const RowFacts facts = *simt::shared_at<RowFacts>(0);
   ChannelFacts<kCount> channels;
-  channels.combine(e, facts, channel);
+  channels.combine(e, facts, channel, NoBorder{});
   // Sums from shared memory, two instructions a run.
   const auto* sums = simt::shared_at<uint32_t>(1024) + channel;
 #pragma unroll

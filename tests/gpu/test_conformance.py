@@ -5,22 +5,31 @@ import subprocess
 
 import pytest
 import simt_native
+import torch
+
+HOPPER = (9, 0)
 
 
-def test_the_card_executes_what_the_emulation_does(tmp_path):
-    nvcc = shutil.which("nvcc")
+@pytest.mark.parametrize(
+    "program, units",
+    [("conformance", ("device",)), ("conformance_sm90", ("device", "tensor_map"))],
+)
+def test_the_card_executes_what_the_emulation_does(tmp_path, program, units):
+    nvcc, hopper = shutil.which("nvcc"), torch.cuda.get_device_capability() == HOPPER
     if nvcc is None:
         pytest.skip("nvcc is not on PATH")
-    source = simt_native.ROOT / "tests" / "gpu" / "conformance.cu"
+    if program == "conformance_sm90" and not hopper:
+        pytest.skip("the card is not a Hopper")
     csrc = simt_native.ROOT / "csrc"
-    definition = '-DTFQ_CUDA_ARCHS="native"'
     command = [
-        nvcc, "-std=c++17", "-fmad=false", "-arch=native", f"-I{csrc}", definition, source,
-        csrc / "cuda" / "device.cpp", "-o", tmp_path / "conformance",
+        nvcc, "-std=c++17", "-fmad=false", f"-I{csrc}", '-DTFQ_CUDA_ARCHS="native"',
+        "-gencode=arch=compute_90a,code=sm_90a" if hopper else "-arch=native",
+        simt_native.ROOT / "tests" / "gpu" / f"{program}.cu",
+        *(csrc / "cuda" / f"{unit}.cpp" for unit in units), "-o", tmp_path / program,
     ]  # fmt: skip
     subprocess.run(command, check=True)
-    card = simt_native.run(tmp_path, "conformance").splitlines()
-    emulation = simt_native.run(simt_native.build(), "conformance").splitlines()
+    card = simt_native.run(tmp_path, program).splitlines()
+    emulation = simt_native.run(simt_native.build(), program).splitlines()
     assert [line.split()[0] for line in card] == [line.split()[0] for line in emulation]
     for on_card, emulated in zip(card, emulation, strict=True):
-        assert on_card == emulated, on_card.split()[0]
+        assert on_card == emulated, on_card[:60]

@@ -16,6 +16,7 @@ from operands import (
 from tolerance import assert_quantized_close, assert_same_bits
 
 from tfq import ops, reference
+from tfq._ext import _C
 from tfq.ops import _cuda
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -48,6 +49,21 @@ def to_card(operands):
 def test_gemm(shape):
     operands = gemm_operands(*shape)
     assert_same_bits(ops.gemm_s8(**to_card(operands)).cpu(), reference.gemm_s8(**operands))
+
+
+@pytest.mark.parametrize("splits", [1, 3])
+@pytest.mark.parametrize("tile", _C.cuda_tiles())
+def test_every_tile(tile, splits, monkeypatch):
+    if "_wg" in tile and torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("the card has no wgmma")
+    monkeypatch.setattr(_cuda, "NO_CHOICE", (_C.cuda_tiles().index(tile), splits))
+    for shape in [*SHAPES[1:4], (3000, 1928, 1040)]:
+        if shape[2] < 128 * splits:
+            continue
+        operands = gemm_operands(*shape)
+        expected, on_card = reference.gemm_s8(**operands), to_card(operands)
+        for _ in range(3):
+            assert_same_bits(ops.gemm_s8(**on_card).cpu(), expected, f"{tile} {shape}")
 
 
 @pytest.mark.parametrize("out_dtype", [*FLOATS, torch.uint8], ids=str)

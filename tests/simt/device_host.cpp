@@ -6,7 +6,7 @@
 namespace tfq::cuda {
 
 DeviceFacts& simulated_device() {
-  static DeviceFacts facts{80, 108, 166912, 167936};
+  static DeviceFacts facts{80, 108, 166912, 167936, false};
   return facts;
 }
 

@@ -2,6 +2,8 @@
 // maps; tests compare them with oracle/fragments.tsv, which comes from CuTe's own layouts.
 #pragma once
 
+#include <cstdint>
+
 namespace tfq::simt {
 
 struct Coordinate {
@@ -24,6 +26,18 @@ constexpr Coordinate mma_c(int lane, int reg) {
 // rows of 16 bytes whose addresses the lanes supply.
 constexpr Coordinate ldmatrix_x4(int lane, int reg, int byte) {
   return {8 * reg + lane / 4, 4 * (lane % 4) + byte};
+}
+
+// wgmma.m64nNk32: register `reg` of thread `thread` of the warpgroup in the accumulator (64, N).
+constexpr Coordinate wgmma_c(int thread, int reg) {
+  const int lane = thread % 32;
+  return {16 * (thread / 32) + lane / 4 + 8 * (reg / 2 % 2), 8 * (reg / 4) + 2 * (lane % 4) + reg % 2};
+}
+
+// Where the byte at `address` of shared memory lies under the swizzle of `row` bytes (128, 64, 32):
+// the 16-byte chunk within 128 bytes is changed by the bits above.
+constexpr uint32_t swizzled(uint32_t address, int row) {
+  return address ^ ((address >> 7 & (static_cast<uint32_t>(row) / 16 - 1)) << 4);
 }
 
 }  // namespace tfq::simt

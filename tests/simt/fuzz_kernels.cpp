@@ -15,6 +15,7 @@
 #include "common/quant.h"
 #include "cuda/cuda.h"
 #include "cuda/simt.h"
+#include "device_host.h"
 
 namespace {
 
@@ -161,9 +162,18 @@ void run_product(const Problem& p) {
   e.requant = {qparams.data, 3};
   const int splits[] = {1, 1, 2, 4};
   int parts = splits[pick(0, 3)];
-  if ((p.k + 63) / 64 < parts) parts = 1;
+  if ((p.k + cuda::kBlockKSm90 - 1) / cuda::kBlockKSm90 < parts) parts = 1;
+  const int64_t taps = p.conv ? g.kernel_h * g.kernel_w : 1, channels = p.k / taps;
+  Buffer<int32_t> tap_sums(taps * p.n);
+  for (int64_t tap = 0; tap < taps; ++tap)
+    for (int64_t c = 0; c < p.n; ++c) {
+      int32_t& sum = tap_sums.data[tap * p.n + c];
+      sum = 0;
+      for (int64_t k = 0; k < channels; ++k) sum += weight.data[c * p.k + tap * channels + k];
+    }
+  const int tiles = p.conv && g.upsample == 2 ? cuda::kTileCountSm80 : cuda::kTileCount;
   const cuda::ProductOptions options{workspace.data, workspace.size,
-                                     static_cast<int>(pick(0, cuda::kTileCount - 1)), parts};
+                                     static_cast<int>(pick(0, tiles - 1)), parts, tap_sums.data};
   if (p.conv) {
     cuda::conv2d_s8({x.data, g, {packed.data, nullptr}, e}, nullptr, 0, options, {0, nullptr});
   } else {
@@ -271,6 +281,8 @@ int main(int argc, char** argv) {
   if (argc < 3) return std::fprintf(stderr, "usage: fuzz_kernels SECONDS SEED [FAULT]\n"), 2;
   const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(std::atoi(argv[1]));
   generator.seed(static_cast<uint64_t>(std::atoll(argv[2])));
+  // A Hopper, which can run all tiles, of so few multiprocessors that a block takes several.
+  cuda::simulated_device() = {90, 2, 232448, 233472, true};
   int problems = 0;
   do {
     simt::options() = {static_cast<simt::Order>(pick(0, 3)), pick(0, 1) == 1, generator(),

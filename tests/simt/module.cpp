@@ -16,9 +16,9 @@ PYBIND11_MODULE(tfq_simt, module) {
     simt::options() = {static_cast<simt::Order>(order), lazy_copies, seed, fault};
   });
   module.def("set_device", [](int arch, int multiprocessors, int shared_per_block,
-                              int shared_per_multiprocessor) {
+                              int shared_per_multiprocessor, bool wgmma) {
     tfq::cuda::simulated_device() = {arch, multiprocessors, shared_per_block,
-                                     shared_per_multiprocessor};
+                                     shared_per_multiprocessor, wgmma};
   });
   module.def("reset_counters", [] { simt::counters() = {}; });
   module.def("counters", [] {

@@ -4,10 +4,13 @@
 
 #include <algorithm>
 #include <cstring>
+#include <map>
 #include <memory>
 #include <random>
 #include <sstream>
 #include <stdexcept>
+
+#include "async_host.h"
 
 // void tfq_simt_switch(void** from, void* to): stores the stack pointer in *from and goes on where `to`
 // was stored. swapcontext would also exchange signal masks, a system call each time, and most of the
@@ -45,7 +48,7 @@ constexpr size_t kStackBytes = 64 * 1024;
 constexpr unsigned char kPoison = 0xA5;
 constexpr size_t kCopyBytes = 16;
 
-enum class State { kReady, kBlockBarrier, kWarpMeeting, kDone };
+enum class State { kReady, kBlockBarrier, kWarpMeeting, kDone, kEvent };
 
 struct Copy {
   uint32_t shared_offset;
@@ -56,6 +59,8 @@ struct Fibre {
   void* context;  // stack pointer while another thread runs
   std::unique_ptr<unsigned char[]> stack;
   State state = State::kReady;
+  uint32_t event = 0;  // what kEvent waits for
+  const char* event_name = "";
   std::vector<std::vector<Copy>> groups;  // committed, oldest first
   std::vector<Copy> open;
 };
@@ -76,6 +81,7 @@ struct Block {
   void* scheduler;
   int current = -1;
   int at_barrier = 0, done = 0;
+  std::map<int, int> at_named_barrier;
   std::string error;
   std::mt19937_64 random;
 };
@@ -122,11 +128,15 @@ int next_thread() {
 }
 
 std::string stuck_report() {
-  int counts[4] = {};
+  int counts[5] = {};
+  std::map<std::string, int> events;
   for (int i = 0; i < threads(); ++i) ++counts[static_cast<int>(fibre(i).state)];
+  for (int i = 0; i < threads(); ++i)
+    if (fibre(i).state == State::kEvent) ++events[fibre(i).event_name];
   std::ostringstream out;
   out << "stuck: of " << threads() << " threads, " << counts[1] << " wait at a block barrier, "
       << counts[2] << " at a warp instruction and " << counts[3] << " have returned";
+  for (const auto& [name, count] : events) out << "; " << count << " wait for " << name;
   for (const Warp& warp : block->warps)
     if (warp.arrived) out << "; " << warp.arrived << " lanes of a warp in " << warp.meeting;
   return out.str();
@@ -135,7 +145,8 @@ std::string stuck_report() {
 // Gives the processor to the next ready thread, or to the scheduler if there is none.
 void yield() {
   Fibre& from = self();
-  const int next = next_thread();
+  int next = next_thread();
+  while (next < 0 && block->done < threads() && advance_async()) next = next_thread();
   if (next == block->current) return;
   ++counters().switches;
   if (next < 0) {
@@ -184,6 +195,8 @@ void run_block() {
   block->warps.assign(static_cast<size_t>(threads() / kWarpSize), Warp{});
   block->shared.assign(block->config->shared_bytes, kPoison);
   block->at_barrier = block->done = 0;
+  block->at_named_barrier.clear();
+  begin_async(threads());
   block->current = -1;
   if (block->fibres->size() < static_cast<size_t>(threads()))
     block->fibres->resize(static_cast<size_t>(threads()));
@@ -198,6 +211,7 @@ void run_block() {
   ++counters().blocks;
   block->current = next_thread();
   tfq_simt_switch(&block->scheduler, fibre(block->current).context);
+  if (block->error.empty()) block->error = end_async();
   if (!block->error.empty()) {
     std::ostringstream out;
     out << block->config->kernel << ", block (" << block->index.x << ", " << block->index.y << ", "
@@ -248,6 +262,31 @@ void sync_block() {
   for (int i = 0; i < threads(); ++i)
     if (fibre(i).state == State::kBlockBarrier) fibre(i).state = State::kReady;
   yield();
+}
+
+void sync_threads(int id, int count) {
+  // Not an address of an mbarrier, which are multiples of 8.
+  const auto event = static_cast<uint32_t>(id) << 3 | 1;
+  int& arrived = block->at_named_barrier[id];
+  if (++arrived < count) {
+    wait_event(event, "a named barrier");
+    return;
+  }
+  arrived = 0;
+  signal_event(event);
+  yield();
+}
+
+void wait_event(uint32_t event, const char* what) {
+  self().event = event;
+  self().event_name = what;
+  self().state = State::kEvent;
+  yield();
+}
+
+void signal_event(uint32_t event) {
+  for (int i = 0; i < threads(); ++i)
+    if (fibre(i).state == State::kEvent && fibre(i).event == event) fibre(i).state = State::kReady;
 }
 
 void warp_collective(const char* name, void* payload, void (*execute)(void* const*)) {

@@ -54,6 +54,13 @@ T* shared_at(uint32_t offset) {
 // lane), then all go on. `name` must be the same for all.
 void warp_collective(const char* name, void* payload, void (*execute)(void* const* payloads));
 
+// A barrier of its own number among `count` threads of the block.
+void sync_threads(int id, int count);
+
+// Suspends the calling thread until signal_event of the same number; `what` is for reports.
+void wait_event(uint32_t event, const char* what);
+void signal_event(uint32_t event);
+
 // Ends the launch with this error.
 [[noreturn]] void fail(const std::string& what);
 

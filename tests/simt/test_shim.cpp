@@ -6,7 +6,7 @@
 #include <string>
 
 #include "check.h"
-#include "cuda/ptx.cuh"
+#include "cuda/ptx_sm90.cuh"
 
 namespace {
 
@@ -15,17 +15,30 @@ using namespace tfq;
 void fragments_match_the_oracle(const char* path) {
   std::ifstream file(path);
   std::string instruction, operand;
-  int lane, reg, byte, row, column, lines = 0;
+  int lane, reg, byte, lines = 0;
+  int64_t row, column;
   while (file >> instruction >> operand >> lane >> reg >> byte >> row >> column) {
     simt::Coordinate at{};
     if (instruction == "ldmatrix") at = simt::ldmatrix_x4(lane, reg, byte);
     if (operand == "a") at = simt::mma_a(lane, reg, byte);
     if (operand == "b") at = simt::mma_b(lane, reg, byte);
-    if (operand == "c") at = simt::mma_c(lane, reg);
+    if (operand == "c") at = instruction == "mma" ? simt::mma_c(lane, reg) : simt::wgmma_c(lane, reg);
+    if (instruction == "swizzle") {
+      const int row_bytes = std::stoi(operand);
+      at.column = static_cast<int>(
+          simt::swizzled(static_cast<uint32_t>(lane * row_bytes + 16 * reg), row_bytes));
+    }
+    if (instruction == "descriptor") {
+      const auto swizzle = static_cast<cuda::Swizzle>(std::stoi(operand));
+      CHECK(ptx::descriptor_of(static_cast<uint32_t>(lane), swizzle) ==
+            (static_cast<uint64_t>(row) << 32 | static_cast<uint64_t>(column)));
+      ++lines;
+      continue;
+    }
     CHECK(at.row == row && at.column == column);
     ++lines;
   }
-  CHECK(lines == 512 + 256 + 128 + 512);
+  CHECK(lines == 512 + 256 + 128 + 512 + 2048 + (64 + 32 + 16) + 3 * 4);
 }
 
 struct Args {

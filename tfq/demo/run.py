@@ -7,11 +7,12 @@ import dataclasses
 import math
 import os
 import pathlib
-import statistics
 import tempfile
-import time
 
 import torch
+
+from tfq.progress import progress_bar
+from tfq.tables import align
 
 from .model import load_model, require
 
@@ -61,8 +62,19 @@ class DemoResult:
     rows: tuple[Row, Row]
     output: pathlib.Path
 
+    def to_dict(self):
+        """JSON-serializable; an infinite PSNR (identical images) is None."""
+        rows = [dataclasses.asdict(row) for row in self.rows]
+        for row in rows:
+            if row["psnr"] is not None and math.isinf(row["psnr"]):
+                row["psnr"] = None
+        return {"rows": rows, "output": str(self.output)}
 
-def check_arguments(steps, images, threads, output):
+    def __str__(self):
+        return f"{format_table(self.rows)}\nwrote {self.output}"
+
+
+def check_arguments(steps, images, output):
     """Refuse what would fail only after minutes of sampling.
 
     Raises
@@ -74,8 +86,6 @@ def check_arguments(steps, images, threads, output):
         raise DemoError(f"--steps must be between 1 and {MAX_STEPS}, got {steps}")
     if images < 1:
         raise DemoError(f"--images must be at least 1, got {images}")
-    if threads is not None and threads < 1:
-        raise DemoError(f"--threads must be at least 1, got {threads}")
     if output.suffix.lower() != ".png":
         raise DemoError(f"--output must end in .png, got {str(output)!r}")
     if output.is_dir():
@@ -89,60 +99,7 @@ def check_arguments(steps, images, threads, output):
         raise DemoError(f"cannot write --output {str(output)!r}: {error.strerror}") from error
 
 
-@torch.no_grad()
-def sample(unets, scheduler, noise, steps):
-    """Draw images with deterministic DDIM (eta 0), every model from the same noise.
-
-    The models take turns at each step: whatever else the machine does meanwhile then slows all of
-    them alike, and their times stay comparable.
-
-    Parameters
-    ----------
-    unets : sequence of diffusers.UNet2DModel
-    scheduler : diffusers.DDIMScheduler
-        Copied, not changed.
-    noise : torch.Tensor
-        x_T, float32 of shape (n, 1, 32, 32).
-    steps : int
-
-    Returns
-    -------
-    list of (torch.Tensor, float)
-        For each model its images, float32 of the shape of `noise`, clipped to [-1, 1], and the
-        median duration of its calls in milliseconds.
-    """
-    scheduler = copy.deepcopy(scheduler)
-    scheduler.set_timesteps(steps)
-    states = [noise] * len(unets)
-    durations = [[] for _ in unets]
-    for unet in unets:
-        unet(noise, scheduler.timesteps[0])  # allocates and chooses kernels: not part of any step
-    for timestep in require("tqdm").tqdm(scheduler.timesteps, desc="sampling", unit="step"):
-        for index, unet in enumerate(unets):
-            x = states[index]
-            started = time.perf_counter()
-            predicted = unet(x, timestep).sample
-            durations[index].append(1e3 * (time.perf_counter() - started))
-            states[index] = scheduler.step(predicted, timestep, x, eta=0.0).prev_sample
-    return [
-        (x.clamp(-1.0, 1.0), statistics.median(each))
-        for x, each in zip(states, durations, strict=True)
-    ]
-
-
-def psnr(images, reference):
-    """Compute the peak signal-to-noise ratio in dB of images in [-1, 1]; infinite if identical.
-
-    Parameters
-    ----------
-    images, reference : torch.Tensor
-        Of one shape; the error is averaged over everything.
-    """
-    error = (images.double() - reference.double()).square().mean().item()
-    return 10.0 * math.log10(2.0**2 / error) if error else math.inf
-
-
-def run_demo(steps=20, images=16, seed=0, output="tfq-demo.png", threads=None):
+def run_demo(steps=20, images=16, seed=0, output="tfq-demo.png"):
     """Convert a copy of the embedded model and compares it with the original.
 
     Parameters
@@ -155,8 +112,6 @@ def run_demo(steps=20, images=16, seed=0, output="tfq-demo.png", threads=None):
         Seed of the noise both models start from.
     output : str or path-like
         The PNG to write.
-    threads : int, optional
-        Threads of torch and tfq; by default as torch chooses.
 
     Returns
     -------
@@ -170,33 +125,28 @@ def run_demo(steps=20, images=16, seed=0, output="tfq-demo.png", threads=None):
         If a dependency of the demo is missing.
     """
     output = pathlib.Path(output)
-    check_arguments(steps, images, threads, output)
+    check_arguments(steps, images, output)
     for name in ("diffusers", "PIL", "tqdm"):
         require(name)
     import tfq
 
-    if threads is not None:
-        torch.set_num_threads(threads)
     unet, scheduler = load_model()
-    noise = torch.randn(images, 1, 32, 32, generator=torch.Generator().manual_seed(seed))
-
     converted = tfq.convert(copy.deepcopy(unet), scheduler=scheduler, num_inference_steps=steps)
-    (float_images, float_ms), (int8_images, int8_ms) = sample(
-        [unet, converted], scheduler, noise, steps
-    )
+    with progress_bar() as progress:
+        result = tfq.compare(
+            unet, converted, scheduler,
+            num_inference_steps=steps, images=images, seed=seed, progress=progress,
+        )  # fmt: skip
 
     report = tfq.report(converted).to_dict()
-    float_bytes = sum(
-        parameter.numel() * parameter.element_size() for parameter in unet.parameters()
-    )
     rows = (
-        Row("float32", float_ms, float_bytes, 0.0),
+        Row("float32", 1e3 * result.float_timing.median, result.float_weight_bytes, 0.0),
         Row(
             "INT8",
-            int8_ms,
-            report["weight_bytes"],
+            1e3 * result.timing.median,
+            result.weight_bytes,
             report["native_mac_share"],
-            psnr(int8_images, float_images),
+            result.psnr,
             report["temporal"]["max_error"],
         ),
     )
@@ -204,7 +154,9 @@ def run_demo(steps=20, images=16, seed=0, output="tfq-demo.png", threads=None):
         f"Fashion-MNIST, DDIM, {steps} step{'s' if steps > 1 else ''}, the same noise on both sides"
     )
     picture = draw(
-        title, [(row.name, caption(row, rows[0])) for row in rows], [float_images, int8_images]
+        title,
+        [(row.name, caption(row, rows[0])) for row in rows],
+        [result.float_images, result.images],
     )
     try:
         picture.save(output, format="PNG")
@@ -257,12 +209,8 @@ def format_table(rows):
                 "-" if row.temporal_error is None else f"{row.temporal_error:.2g}",
             )
         )
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = [
-        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])])
-        for line in cells
-    ]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+    heading, *lines = align(cells).splitlines()
+    return "\n".join([heading, "-" * len(heading), *lines])
 
 
 def grid_geometry(count):

@@ -16,6 +16,7 @@ CHANNEL_GROUP = 32
 NO_CHOICE = (-1, 0)  # tile and parts of k: the library chooses
 
 _weights = WeakTensorKeyDictionary()  # packed weight -> (versions, device weight)
+_tap_sums = WeakTensorKeyDictionary()  # packed weight -> ((versions, taps), tap sums)
 _workspaces = {}  # (device index, stream) -> int32 zeros, for split-K
 
 
@@ -48,11 +49,44 @@ def device_weight(packed, zero_point=None):
     return groups.transpose(1, 2).contiguous().view(-1, k)
 
 
+def tap_sums(weight, n, taps, channels):
+    """Sums of a convolution's weights over the channels, for padding that is filled with zeros.
+
+    Parameters
+    ----------
+    weight : Tensor
+        int8, from :func:`device_weight`, of depth ``taps * channels``.
+
+    Returns
+    -------
+    Tensor
+        int32 ``(taps, n)``.
+    """
+    groups = weight.view(-1, 4, 4, 2, weight.shape[1])  # (group, j, t, e, k)
+    rows = groups.transpose(1, 2).reshape(weight.shape)[:n, : taps * channels]
+    return rows.reshape(n, taps, channels).sum(2, dtype=torch.int32).t().contiguous()
+
+
+def _versions(packed, zero_point):
+    if zero_point is None:
+        return packed._version, None
+    return packed._version, (zero_point.data_ptr(), zero_point._version)
+
+
+def cached_tap_sums(packed, zero_point, n, taps, channels):
+    """Like :func:`tap_sums` of the device weight, computed once for each version of the tensors."""
+    version = (_versions(packed, zero_point), taps)
+    entry = _tap_sums.get(packed)
+    if entry is None or entry[0] != version:
+        weight = cached_device_weight(packed, zero_point)
+        entry = (version, tap_sums(weight, n, taps, channels))
+        _tap_sums[packed] = entry
+    return entry[1]
+
+
 def cached_device_weight(packed, zero_point=None):
     """Like :func:`device_weight`, computed once for each version of the tensors."""
-    version = (packed._version, None)
-    if zero_point is not None:
-        version = (packed._version, (zero_point.data_ptr(), zero_point._version))
+    version = _versions(packed, zero_point)
     entry = _weights.get(packed)
     if entry is None or entry[0] != version:
         entry = (version, device_weight(packed, zero_point))
@@ -82,8 +116,8 @@ class Kernels:
     def gemm_s8(self, x, rows, n, k, weight, _zero_point, epilogue):
         _C.cuda_gemm_s8(x, rows, n, k, weight, epilogue, self._options(), self.where)
 
-    def conv2d_s8(self, x, geometry, weight, _zero_point, epilogue, x2=0, channels2=0):
-        options = self._options()
+    def conv2d_s8(self, x, geometry, weight, tap_sums, epilogue, x2=0, channels2=0):
+        options = self._options(tap_sums)
         _C.cuda_conv2d_s8(x, x2, channels2, geometry, weight, epilogue, options, self.where)
 
     def quantize(self, x, x_dtype, groups, group_size, *rest):
@@ -109,9 +143,9 @@ class Kernels:
     def temporal_gather_dequantize(self, *arguments):
         _C.cuda_temporal_gather_dequantize(*arguments, self.where)
 
-    def _options(self):
+    def _options(self, tap_sums=0):
         workspace = _workspace(self.where, self.device)
-        return (workspace.data_ptr(), workspace.numel(), *NO_CHOICE)
+        return (workspace.data_ptr(), workspace.numel(), *NO_CHOICE, tap_sums)
 
     def _scratch(self, batch, pixels, channels):
         """From torch's allocator, which is bound to the stream and allowed in a captured graph."""

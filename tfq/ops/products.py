@@ -274,7 +274,8 @@ def conv2d_s8(
         "conv2d_s8", x, (batch, n, out_h, out_w), 1, activation, residual, out_dtype,
         return_quantized,
     )  # fmt: skip
-    weight_addresses = native_weight("conv2d_s8", weight, weight_zero_point, n, depth)
+    taps = kernel_h * kernel_w
+    weight_addresses = native_weight("conv2d_s8", weight, weight_zero_point, n, depth, taps)
     operands = {
         "qparams": qparams, "weight_scale": weight_scale, "weight_sum": weight_sum, "bias": bias,
         "temporal": temporal, "temporal_rows": temporal_rows, "residual": residual,

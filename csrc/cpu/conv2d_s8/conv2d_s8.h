@@ -1,4 +1,4 @@
-// NHWC convolution as an implicit GEMM over gathered rows.
+// NHWC convolution as an implicit GEMM.
 #pragma once
 
 #include "common/api.h"
@@ -13,5 +13,13 @@ void conv2d_s8(const ConvArgs& args);
 // `context` is a ConvArgs. Taps in the padding read as the zero-point of their image.
 void gather_rows(const void* context, int64_t row_first, int64_t rows, uint8_t* out,
                  int64_t out_stride);
+
+// The same without copying a value once per tap: the part of the padded (and enlarged) image under
+// these positions, rows of slab_row_bytes. The strips of a position, kernel_w * channels bytes of each
+// of kernel_h rows, begin at its address.
+int64_t slab_row_bytes(const ConvGeometry& geometry);
+int64_t slab_bytes(const void* context, int64_t row_first, int64_t rows);
+void copy_slab(const void* context, int64_t row_first, int64_t rows, uint8_t* slab,
+               const uint8_t** addresses);
 
 }  // namespace tfq::cpu

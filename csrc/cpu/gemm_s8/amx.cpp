@@ -137,6 +137,6 @@ void block(const GemmBlock& p) {
 
 extern const gemm_s8_kernel gemm_s8_32x32_amx;
 const gemm_s8_kernel gemm_s8_32x32_amx = {kRows, kColumns, kTileRows, kBlockK,
-                                          begin, end,      block,     block};
+                                          begin, end,      block,     block,     nullptr};
 
 }  // namespace tfq::cpu

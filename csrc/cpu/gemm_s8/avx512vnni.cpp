@@ -22,58 +22,100 @@ namespace {
 constexpr int kRows = 6;
 constexpr int kPanels = 4;
 
+template <int Rows, int Panels>
+struct Sums {
+  __m512i i32x16[Rows][Panels];
+};
+
 // The pragmas matter: without them GCC keeps the accumulators in memory.
 template <int Rows, int Panels>
-void block_of(const GemmBlock& p) {
-  __m512i acc_i32x16[Rows][Panels];
+inline void clear(Sums<Rows, Panels>& acc) {
 #pragma GCC unroll 8
   for (int i = 0; i < Rows; ++i) {
 #pragma GCC unroll 8
-    for (int j = 0; j < Panels; ++j) acc_i32x16[i][j] = _mm512_setzero_si512();
+    for (int j = 0; j < Panels; ++j) acc.i32x16[i][j] = _mm512_setzero_si512();
   }
+}
 
-  const uint8_t* a = p.a;
-  const int8_t* b = p.b;
-  for (int64_t quad = 0; quad < p.quads; ++quad) {
+// Adds the products of `bytes` of each row, the i-th at row(i), with as many values of k from b on.
+template <int Rows, int Panels, typename Row>
+inline const int8_t* multiply(Sums<Rows, Panels>& acc, const Row& row, int64_t bytes,
+                              const int8_t* b, int64_t panel_bytes) {
+  for (int64_t offset = 0; offset < bytes; offset += kQuad) {
     __m512i b_s8x64[Panels];
 #pragma GCC unroll 8
-    for (int j = 0; j < Panels; ++j) b_s8x64[j] = _mm512_loadu_si512(b + j * p.panel_bytes);
+    for (int j = 0; j < Panels; ++j) b_s8x64[j] = _mm512_loadu_si512(b + j * panel_bytes);
 #pragma GCC unroll 8
     for (int i = 0; i < Rows; ++i) {
       int32_t four;
-      std::memcpy(&four, a + i * p.lda, sizeof four);
+      std::memcpy(&four, row(i) + offset, sizeof four);
       const __m512i a_u8x64 = _mm512_set1_epi32(four);
 #pragma GCC unroll 8
       for (int j = 0; j < Panels; ++j)
-        acc_i32x16[i][j] = _mm512_dpbusd_epi32(acc_i32x16[i][j], a_u8x64, b_s8x64[j]);
+        acc.i32x16[i][j] = _mm512_dpbusd_epi32(acc.i32x16[i][j], a_u8x64, b_s8x64[j]);
     }
-    a += kQuad;
-    b += kPanelColumns * kQuad;
+    b += kQuadBytes;
   }
+  return b;
+}
 
+template <int Rows, int Panels>
+inline void store(const Sums<Rows, Panels>& acc, int32_t* out) {
 #pragma GCC unroll 8
   for (int i = 0; i < Rows; ++i) {
 #pragma GCC unroll 8
     for (int j = 0; j < Panels; ++j)
-      _mm512_store_si512(p.acc + i * (kPanels * kPanelColumns) + j * kPanelColumns,
-                         acc_i32x16[i][j]);
+      _mm512_store_si512(out + i * (kPanels * kPanelColumns) + j * kPanelColumns,
+                         acc.i32x16[i][j]);
   }
 }
 
-using BlockFn = void (*)(const GemmBlock&);
+template <int Rows, int Panels>
+struct BlockOf {
+  static void dense(const GemmBlock& p) {
+    Sums<Rows, Panels> acc;
+    clear(acc);
+    const auto row = [a = p.a, lda = p.lda](int i) { return a + i * lda; };
+    multiply(acc, row, p.quads * kQuad, p.b, p.panel_bytes);
+    store(acc, p.acc);
+  }
 
+  static void strips(const StripBlock& p) {
+    Sums<Rows, Panels> acc;
+    clear(acc);
+    const uint8_t* a[Rows];
+#pragma GCC unroll 8
+    for (int i = 0; i < Rows; ++i) a[i] = p.rows[i];
+    const int8_t* b = p.b;
+    for (int64_t strip = 0; strip < p.strips; ++strip) {
+      b = multiply(acc, [&a](int i) { return a[i]; }, p.strip_quads * kQuad, b, p.panel_bytes);
+#pragma GCC unroll 8
+      for (int i = 0; i < Rows; ++i) a[i] += p.strip_stride;
+    }
+    store(acc, p.acc);
+  }
+};
+
+struct BlockFns {
+  void (*dense)(const GemmBlock&);
+  void (*strips)(const StripBlock&);
+};
+template <int Rows, int Panels>
+constexpr BlockFns kFns = {BlockOf<Rows, Panels>::dense, BlockOf<Rows, Panels>::strips};
 template <int Rows>
-constexpr BlockFn kByPanels[kPanels] = {block_of<Rows, 1>, block_of<Rows, 2>, block_of<Rows, 3>,
-                                        block_of<Rows, 4>};
-constexpr const BlockFn* kByRows[kRows] = {kByPanels<1>, kByPanels<2>, kByPanels<3>,
-                                           kByPanels<4>, kByPanels<5>, kByPanels<6>};
+constexpr BlockFns kByPanels[kPanels] = {kFns<Rows, 1>, kFns<Rows, 2>, kFns<Rows, 3>,
+                                         kFns<Rows, 4>};
+constexpr const BlockFns* kByRows[kRows] = {kByPanels<1>, kByPanels<2>, kByPanels<3>,
+                                            kByPanels<4>, kByPanels<5>, kByPanels<6>};
 
-void block(const GemmBlock& p) { kByRows[p.rows - 1][p.panels - 1](p); }
+void block(const GemmBlock& p) { kByRows[p.rows - 1][p.panels - 1].dense(p); }
+
+void strip_block(const StripBlock& p) { kByRows[p.row_count - 1][p.panels - 1].strips(p); }
 
 }  // namespace
 
 extern const gemm_s8_kernel gemm_s8_6x64_avx512vnni;
 const gemm_s8_kernel gemm_s8_6x64_avx512vnni = {
-    kRows, kPanels * kPanelColumns, 1, kQuad, nullptr, nullptr, block, block};
+    kRows, kPanels * kPanelColumns, 1, kQuad, nullptr, nullptr, block, block, strip_block};
 
 }  // namespace tfq::cpu

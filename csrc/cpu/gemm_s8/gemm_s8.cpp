@@ -33,29 +33,50 @@ struct Problem {
   const gemm_s8_kernel& kernel;
   const epilogue_kernel& store;
   const expand_s4_kernel& expand;
+
+  bool reads_strips() const {
+    return source.strips != nullptr && kernel.strip_block != nullptr;
+  }
+  // Bytes of the left operand that a row brings into the cache.
+  int64_t row_bytes() const { return reads_strips() ? source.strips->row_bytes : packed_k(k); }
 };
 
 struct Range {
   int64_t begin, end;
 };
 
-// The task's rows as the kernel may read them: in place, or copied with the row count rounded up.
+// The task's rows as the kernel may read them: in a slab, in place, or copied with the row count
+// rounded up.
 struct Rows {
   const uint8_t* data;
   int64_t stride;
+  const uint8_t** addresses;  // when not null: of each row in a slab
 };
 
+Rows fetch_strips(const Problem& p, Range rows) {
+  const StripSource& strips = *p.source.strips;
+  const int64_t count = rows.end - rows.begin;
+  const int64_t address_bytes = count * static_cast<int64_t>(sizeof(uint8_t*));
+  const int64_t slab_bytes = strips.slab_bytes(p.source.context, rows.begin, count);
+  auto* memory = static_cast<uint8_t*>(
+      thread_scratch(kRowsSlot, static_cast<size_t>(address_bytes + slab_bytes)));
+  auto** addresses = reinterpret_cast<const uint8_t**>(memory);
+  strips.copy(p.source.context, rows.begin, count, memory + address_bytes, addresses);
+  return {nullptr, 0, addresses};
+}
+
 Rows fetch_rows(const Problem& p, Range rows) {
+  if (p.reads_strips()) return fetch_strips(p, rows);
   const int64_t count = rows.end - rows.begin;
   const int64_t readable = round_up(count, p.kernel.row_step);
   if (p.source.direct != nullptr && rows.begin + readable <= p.m)
-    return {p.source.direct + rows.begin * p.source.stride, p.source.stride};
+    return {p.source.direct + rows.begin * p.source.stride, p.source.stride, nullptr};
   const int64_t stride = packed_k(p.k);
   auto* copy =
       static_cast<uint8_t*>(thread_scratch(kRowsSlot, static_cast<size_t>(readable * stride)));
   p.source.copy(p.source.context, rows.begin, count, copy, stride);
   std::memset(copy + count * stride, 0, static_cast<size_t>((readable - count) * stride));
-  return {copy, stride};
+  return {copy, stride, nullptr};
 }
 
 // The first panel of the int8 weights of `columns`: in place, or expanded.
@@ -75,27 +96,64 @@ void run_block(const Problem& p, const Rows& a, int64_t first_row, const int8_t*
                int64_t group_first, Range rows, Range columns, int32_t* acc) {
   const int64_t panel_bytes = packed_panel_bytes(p.k);
   const int64_t row_count = rows.end - rows.begin, column_count = columns.end - columns.begin;
-  const auto block = p.weight.zero_point == nullptr ? p.kernel.block : p.kernel.block_s4;
-  block({a.data + (rows.begin - first_row) * a.stride, a.stride, row_count,
-         weight + (columns.begin - group_first) / kPanelColumns * panel_bytes, panel_bytes,
-         ceil_div(column_count, kPanelColumns), packed_k(p.k) / kQuad, acc});
+  const int64_t panels = ceil_div(column_count, kPanelColumns);
+  const int8_t* b = weight + (columns.begin - group_first) / kPanelColumns * panel_bytes;
+  if (a.addresses != nullptr) {
+    const StripSource& strips = *p.source.strips;
+    p.kernel.strip_block({a.addresses + rows.begin - first_row, row_count, strips.strips,
+                          strips.strip_stride, strips.strip_quads, b, panel_bytes, panels, acc});
+  } else {
+    const auto block = p.weight.zero_point == nullptr ? p.kernel.block : p.kernel.block_s4;
+    block({a.data + (rows.begin - first_row) * a.stride, a.stride, row_count, b, panel_bytes, panels,
+           packed_k(p.k) / kQuad, acc});
+  }
   p.store.store({acc, p.kernel.columns, rows.begin, row_count, columns.begin, column_count, p.n},
                 p.epilogue);
 }
+
+// Weights of the next group, a slice for every block of rows: they come from beyond L2, where a block
+// kernel would wait for them.
+class Prefetch {
+ public:
+  Prefetch(const Problem& p, Range next, int64_t slices) {
+    if (next.begin >= next.end) return;
+    const int64_t bytes = p.weight.zero_point == nullptr ? packed_panel_bytes(p.k)
+                                                         : packed_panel_bytes_s4(p.k);
+    const int64_t first = next.begin / kPanelColumns, panels = ceil_div(next.end, kPanelColumns);
+    at_ = static_cast<const char*>(p.weight.data) + first * bytes;
+    end_ = at_ + (panels - first) * bytes;
+    slice_ = round_up(ceil_div(end_ - at_, slices), kLine);
+  }
+
+  void step() {
+    const char* stop = end_ - at_ > slice_ ? at_ + slice_ : end_;
+    for (; at_ < stop; at_ += kLine) __builtin_prefetch(at_, 0, 2);
+  }
+
+ private:
+  static constexpr int64_t kLine = 64;
+  const char* at_ = nullptr;
+  const char* end_ = nullptr;
+  int64_t slice_ = 0;
+};
 
 void run_task(const Problem& p, Range rows, Range columns, int64_t group_columns) {
   const gemm_s8_kernel& kernel = p.kernel;
   const Rows a = fetch_rows(p, rows);
   auto* acc = static_cast<int32_t*>(thread_scratch(
       kAccSlot, static_cast<size_t>(kernel.rows * kernel.columns) * sizeof(int32_t)));
+  const int64_t row_blocks = ceil_div(rows.end - rows.begin, kernel.rows);
   if (kernel.begin != nullptr) kernel.begin();
   for (int64_t group = columns.begin; group < columns.end; group += group_columns) {
     const int64_t group_end = min_of(columns.end, group + group_columns);
     const int8_t* weight = fetch_weight(p, {group, group_end});
-    for (int64_t row = rows.begin; row < rows.end; row += kernel.rows)
+    Prefetch next(p, {group_end, min_of(columns.end, group_end + group_columns)}, row_blocks);
+    for (int64_t row = rows.begin; row < rows.end; row += kernel.rows) {
+      next.step();
       for (int64_t column = group; column < group_end; column += kernel.columns)
         run_block(p, a, rows.begin, weight, group, {row, min_of(rows.end, row + kernel.rows)},
                   {column, min_of(group_end, column + kernel.columns)}, acc);
+    }
   }
   if (kernel.end != nullptr) kernel.end();
 }
@@ -127,7 +185,7 @@ void run_gemm(const RowSource& source, int64_t m, int64_t n, int64_t k, const Pa
                         select_expand_s4(level)};
   const int64_t least_rows = weight.zero_point == nullptr ? kRowsPerRead : kRowsPerExpansion;
   const GemmSchedule schedule =
-      schedule_gemm(m, n, packed_k(k), least_rows,
+      schedule_gemm(m, n, packed_k(k), problem.row_bytes(), least_rows,
                     {problem.kernel.rows, problem.kernel.columns, num_threads(), l2_bytes()});
   const int64_t row_tasks = ceil_div(m, schedule.task_rows);
   const int64_t column_tasks = ceil_div(n, schedule.task_columns);
@@ -141,7 +199,7 @@ void run_gemm(const RowSource& source, int64_t m, int64_t n, int64_t k, const Pa
 
 void gemm_s8(const GemmArgs& args) {
   const bool whole_blocks = args.k % kBlockK == 0;
-  run_gemm({whole_blocks ? args.x : nullptr, args.k, copy_dense_rows, &args}, args.m, args.n,
+  run_gemm({whole_blocks ? args.x : nullptr, args.k, copy_dense_rows, nullptr, &args}, args.m, args.n,
            args.k, args.weight, args.epilogue);
 }
 

@@ -17,6 +17,17 @@ struct GemmBlock {
   int32_t* acc;         // (kernel.rows, kernel.columns), 64-byte aligned
 };
 
+// The same of rows that lie in pieces: the quads of row i are strip_quads at rows[i], as many
+// strip_stride bytes further on, and so on, `strips` times. What an image holds below a kernel.
+struct StripBlock {
+  const uint8_t* const* rows;  // (row_count)
+  int64_t row_count;           // 1 .. kernel.rows
+  int64_t strips, strip_stride, strip_quads;
+  const int8_t* b;
+  int64_t panel_bytes, panels;
+  int32_t* acc;
+};
+
 struct gemm_s8_kernel {
   int64_t rows, columns;  // largest block; acc rows are `columns` int32 apart
   int64_t row_step;       // `a` may be read up to the next multiple of row_step rows
@@ -25,16 +36,30 @@ struct gemm_s8_kernel {
   void (*end)();
   void (*block)(const GemmBlock&);
   void (*block_s4)(const GemmBlock&);  // the same where b is known to lie in [-15, 15]
+  void (*strip_block)(const StripBlock&);  // may be null
 };
 
-// Reads out[i], for i in [0, rows), the row_first + i-th row of the left operand, padded
-// to a multiple of 64 bytes, into `out`.
+// A left operand whose rows overlap in memory, so that they are copied as one slab and read from there.
+struct StripSource {
+  int64_t strips, strip_stride, strip_quads;
+  int64_t row_bytes;  // of a slab, about, for each row of a large one
+  // Bytes of the slab of rows [row_first, row_first + rows).
+  int64_t (*slab_bytes)(const void* context, int64_t row_first, int64_t rows);
+  // Fills it, and addresses[i] with that of the row_first + i-th row.
+  void (*copy)(const void* context, int64_t row_first, int64_t rows, uint8_t* slab,
+               const uint8_t** addresses);
+};
+
+// Where the rows of the left operand come from.
 struct RowSource {
-  const uint8_t*
-      direct;  // when not null: rows are `direct + row * stride`, readable without a copy
+  // When not null: row i is `direct + i * stride`, readable without a copy.
+  const uint8_t* direct;
   int64_t stride;
+  // Copies row row_first + i, for i in [0, rows), padded to a multiple of 64 bytes, to
+  // out + i * out_stride.
   void (*copy)(const void* context, int64_t row_first, int64_t rows, uint8_t* out,
                int64_t out_stride);
+  const StripSource* strips;  // used instead of `copy` by kernels that can, when not null
   const void* context;
 };
 

@@ -24,6 +24,6 @@ void block(const GemmBlock& p) {
 
 extern const gemm_s8_kernel gemm_s8_4x16_scalar;
 const gemm_s8_kernel gemm_s8_4x16_scalar = {kRows,   kPanelColumns, 1,     kQuad,
-                                            nullptr, nullptr,       block, block};
+                                            nullptr, nullptr,       block, block, nullptr};
 
 }  // namespace tfq::cpu

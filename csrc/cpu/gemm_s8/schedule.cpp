@@ -23,12 +23,12 @@ int64_t split(int64_t size, int64_t step, int64_t parts) {
 
 }  // namespace
 
-GemmSchedule schedule_gemm(int64_t m, int64_t n, int64_t k, int64_t least_rows,
+GemmSchedule schedule_gemm(int64_t m, int64_t n, int64_t k, int64_t row_bytes, int64_t least_rows,
                            const GemmMachine& machine) {
   const int64_t block_rows = machine.block_rows, threads = machine.threads;
   const bool weights_stay = n * k <= machine.l2_bytes / 2;
-  const int64_t row_bytes = machine.l2_bytes / (weights_stay ? kSmallRowShare : kLargeRowShare);
-  const int64_t fitting = row_bytes / max_of(k, 1);
+  const int64_t rows_share = machine.l2_bytes / (weights_stay ? kSmallRowShare : kLargeRowShare);
+  const int64_t fitting = rows_share / max_of(row_bytes, 1);
   const int64_t cache_rows =
       max_of(round_up(least_rows, block_rows), fitting / block_rows * block_rows);
   const int64_t fitting_columns = machine.l2_bytes / kGroupShare / max_of(k, 1);

@@ -1,0 +1,43 @@
+// Instantiations and launch of the GEMM of sm_90a.
+#include "cuda/gemm_s8_sm90.cuh"
+
+#include "cuda/product_launch.h"
+
+namespace tfq::cuda {
+namespace {
+
+struct Entry {
+  const char* name;
+  void (*plain)(const TmaGemmLaunch);
+  void (*geglu)(const TmaGemmLaunch);
+};
+
+#define TFQ_TILE_NAME(m, n, groups, stages) "gemm_s8_" #m "x" #n "x128_wg" #groups "_sm90",
+constexpr const char* kNames[] = {TFQ_CUDA_TILES_SM90(TFQ_TILE_NAME)};
+#undef TFQ_TILE_NAME
+template <int Index>
+constexpr Entry entry() {
+  constexpr int kTile = kTileCountSm80 + Index;
+  return {kNames[Index], gemm_s8_sm90<kTile, false>, gemm_s8_sm90<kTile, true>};
+}
+constexpr Entry kEntries[] = {entry<0>(), entry<1>(), entry<2>(), entry<3>(), entry<4>()};
+static_assert(kTileCountSm80 + sizeof(kEntries) / sizeof(kEntries[0]) == kTileCount);
+
+}  // namespace
+
+void launch_gemm_sm90(const GemmLaunch& product, const ProductProblem& problem, int index,
+                      int multiprocessors, void* stream) {
+  const Tile& tile = kTiles[index];
+  const TmaGemmLaunch args{
+      matrix_map(product.x, problem.m, problem.k, tile.block_m, tile.block_k, Swizzle::k128),
+      matrix_map(product.weight, packed_rows(problem.n), packed_depth(problem.k), tile.block_n,
+                 tile.block_k, Swizzle::k128),
+      product};
+  const Entry& entry = kEntries[index - kTileCountSm80];
+  simt::launch(product.epilogue.activation == Activation::kGeglu ? entry.geglu : entry.plain,
+               persistent_config(entry.name, problem, tile, product.split.count, multiprocessors,
+                                 stream),
+               args);
+}
+
+}  // namespace tfq::cuda

@@ -1,0 +1,49 @@
+// out (m, n) = epilogue(x (m, k) u8 times the transpose of weight (n, k) s8), for sm_90a.
+//
+// grid = as many blocks as run at once. See main_loop_sm90.cuh for the product, epilogue.cuh for the
+// rest.
+#pragma once
+
+#include "cuda/main_loop_sm90.cuh"
+
+namespace tfq::cuda {
+
+struct TmaGemmLaunch {
+  TensorMap a, b;  // boxes (block_m, 128) and (block_n, 128)
+  GemmLaunch product;
+};
+
+template <typename Shape>
+class MatrixUnits {
+ public:
+  TFQ_DEVICE explicit MatrixUnits(const TmaGemmLaunch& args) : args_(args) {
+    ptx::prefetch_map(args.a);
+    ptx::prefetch_map(args.b);
+  }
+  TFQ_DEVICE void begin(const TilePosition& tile) {
+    row_ = tile.row * Shape::kBlockM;
+    column_ = tile.column * Shape::kBlockN;
+  }
+  TFQ_DEVICE void load(int stage, int unit, int index, uint32_t barrier) const {
+    const int k = index * Shape::kUnitBytes;
+    ptx::load_box(Shape::unit_a(stage, unit), args_.a, barrier, row_, k);
+    ptx::load_box(Shape::unit_b(stage, unit), args_.b, barrier, column_, k);
+  }
+
+ private:
+  const TmaGemmLaunch& args_;
+  int row_ = 0, column_ = 0;
+};
+
+template <int TileIndex, bool Geglu>
+TFQ_KERNEL TFQ_LAUNCH_BOUNDS(kTiles[TileIndex].threads(), 1)
+    gemm_s8_sm90(TFQ_GRID_CONSTANT const TmaGemmLaunch args) {
+  if constexpr (ptx::kHasWgmma) {
+    using Shape = TileShapeSm90<TileIndex, Swizzle::k128>;
+    MatrixUnits<Shape> units(args);
+    run_product<Shape, Geglu>(args.product, (args.product.k + kBlockKSm90 - 1) / kBlockKSm90, units,
+                              NoBorder{});
+  }
+}
+
+}  // namespace tfq::cuda

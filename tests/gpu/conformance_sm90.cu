@@ -1,0 +1,129 @@
+// The instructions of csrc/cuda/ptx_sm90.cuh on fixed inputs, one line of hexadecimal words each: where a
+// bulk copy puts bytes and zeros, and every register of a product. Built with nvcc it says what a Hopper
+// does, built for the host what the emulation does; a test compares the lines
+// (tests/gpu/test_conformance.py).
+#include <cstdio>
+#include <cstdlib>
+
+#include "cuda/ptx_sm90.cuh"
+
+namespace {
+
+using namespace tfq;
+using cuda::Swizzle;
+
+constexpr int kRows = 250, kRowBytes = 208;  // of both operands: the boxes reach beyond
+constexpr int kBoxA = 64, kDepth = 32;       // rows; of one product
+constexpr uint32_t kBarrier = 0, kA = 1024, kB = kA + kBoxA * 128;
+constexpr uint32_t kSharedBytes = kB + 160 * 128;
+constexpr int kThreads = 128;
+
+struct Probe {
+  cuda::TensorMap a, b;
+  uint32_t* out;
+  int row, column;  // of the boxes
+};
+
+template <Swizzle kSwizzle, int N>
+TFQ_DEVICE void load_operands(const Probe& p) {
+  if (simt::thread_index() == 0) {
+    ptx::init_barrier(kBarrier, 1);
+    ptx::publish_barriers();
+    ptx::arrive_expecting(kBarrier, (kBoxA + N) * static_cast<uint32_t>(kSwizzle));
+    ptx::load_box(kA, p.a, kBarrier, p.row, p.column);
+    ptx::load_box(kB, p.b, kBarrier, p.row, p.column);
+  }
+  simt::sync_block();
+  ptx::wait_barrier(kBarrier, 0);
+}
+
+template <Swizzle kSwizzle, int N>
+TFQ_KERNEL copies(TFQ_GRID_CONSTANT const Probe p) {
+  if constexpr (ptx::kHasWgmma) {
+    load_operands<kSwizzle, N>(p);
+    constexpr int kWords = (kBoxA + N) * static_cast<int>(kSwizzle) / 4;
+    for (int i = simt::thread_index(); i < kWords; i += kThreads) {
+      const int a_words = kBoxA * static_cast<int>(kSwizzle) / 4;
+      const uint32_t at = i < a_words ? kA + 4 * static_cast<uint32_t>(i)
+                                      : kB + 4 * static_cast<uint32_t>(i - a_words);
+      p.out[i] = *simt::shared_at<uint32_t>(at);
+    }
+  }
+}
+
+// Twice: the second product is added to the first.
+template <Swizzle kSwizzle, int N>
+TFQ_KERNEL products(TFQ_GRID_CONSTANT const Probe p) {
+  if constexpr (ptx::kHasWgmma) {
+    load_operands<kSwizzle, N>(p);
+    ptx::Sums<N> sums;
+    constexpr uint32_t kSecond = static_cast<uint32_t>(kSwizzle) - kDepth;
+    ptx::fence_products();
+    ptx::multiply_add_u8s8(sums, ptx::matrix_descriptor(kA, kSwizzle),
+                           ptx::matrix_descriptor(kB, kSwizzle), false);
+    ptx::multiply_add_u8s8(sums, ptx::matrix_descriptor(kA + kSecond, kSwizzle),
+                           ptx::matrix_descriptor(kB + kSecond, kSwizzle), true);
+    ptx::commit_products();
+    ptx::wait_products<0>();
+#pragma unroll
+    for (int j = 0; j < N / 8; ++j)
+#pragma unroll
+      for (int r = 0; r < 4; ++r)
+        p.out[(4 * j + r) * kThreads + simt::thread_index()] = static_cast<uint32_t>(sums[j][r]);
+  }
+}
+
+void* allocate(size_t bytes) {
+#ifdef TFQ_SIMT_HOST
+  return std::aligned_alloc(16, bytes);
+#else
+  void* memory = nullptr;
+  if (cudaMallocManaged(&memory, bytes) != cudaSuccess) std::abort();
+  return memory;
+#endif
+}
+
+void run(const char* name, void (*kernel)(const Probe), const Probe& p, int words) {
+  for (int i = 0; i < words; ++i) p.out[i] = 0xdeadbeefu;
+  simt::launch(kernel, {name, {1, 1, 1}, kThreads, kSharedBytes, nullptr}, p);
+#ifndef TFQ_SIMT_HOST
+  if (cudaDeviceSynchronize() != cudaSuccess) std::abort();
+#endif
+  std::printf("%s %d %d", name, p.row, p.column);
+  for (int i = 0; i < words; ++i) std::printf(" %08x", p.out[i]);
+  std::printf("\n");
+}
+
+template <Swizzle kSwizzle, int N>
+void run_all(const char* copies_name, const char* products_name, const uint8_t* a, const uint8_t* b,
+             uint32_t* out) {
+  constexpr int kBytes = static_cast<int>(kSwizzle);
+  const struct {
+    int row, column;
+  } places[] = {{0, 0}, {7, 64}, {192, 128}, {248, 192}};  // inside; beyond rows, columns, both
+  for (const auto& place : places) {
+    const Probe p{cuda::matrix_map(a, kRows, kRowBytes, kBoxA, kBytes, kSwizzle),
+                  cuda::matrix_map(b, kRows, kRowBytes, N, kBytes, kSwizzle), out, place.row,
+                  place.column};
+    run(copies_name, copies<kSwizzle, N>, p, (kBoxA + N) * kBytes / 4);
+    run(products_name, products<kSwizzle, N>, p, N / 2 * kThreads);
+  }
+}
+
+}  // namespace
+
+int main() {
+  constexpr size_t kBytes = kRows * kRowBytes;
+  auto* a = static_cast<uint8_t*>(allocate(kBytes));
+  auto* b = static_cast<uint8_t*>(allocate(kBytes));
+  auto* out = static_cast<uint32_t*>(allocate(160 / 2 * kThreads * sizeof(uint32_t)));
+  for (uint32_t i = 0; i < kBytes; ++i) {
+    a[i] = static_cast<uint8_t>((i + 1) * 0x9e3779b9u >> 23);
+    b[i] = static_cast<uint8_t>((i + 1) * 0x85ebca6bu >> 22);
+  }
+  run_all<Swizzle::k128, 160>("copies_128_160", "products_128_160", a, b, out);
+  run_all<Swizzle::k128, 128>("copies_128_128", "products_128_128", a, b, out);
+  run_all<Swizzle::k64, 160>("copies_64_160", "products_64_160", a, b, out);
+  run_all<Swizzle::k32, 128>("copies_32_128", "products_32_128", a, b, out);
+  return 0;
+}

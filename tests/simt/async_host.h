@@ -1,0 +1,40 @@
+// What Hopper does on its own while threads go on: mbarriers, bulk copies into shared memory and
+// products of a warpgroup. All of it belongs to the block that runs.
+//
+// With eager copies an operation happens when it is asked for. With lazy ones a bulk copy happens only
+// when no thread can go on without it, a product only when it is waited for; until then what it will
+// write is poisoned, and what it will read may still change.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+
+namespace tfq::simt {
+
+void init_barrier(uint32_t barrier, int arrivals);
+void arrive(uint32_t barrier, uint32_t expected_bytes);
+void wait_barrier(uint32_t barrier, uint32_t parity);
+
+// `copy` writes shared memory [target, target + bytes), whose bytes then come to `barrier`.
+void queue_bulk_copy(uint32_t barrier, uint32_t target, uint32_t bytes, std::function<void()> copy);
+
+// Of the calling thread. sums (columns / 8, 4) are its part of a product (64, columns).
+struct Product {
+  int32_t (*sums)[4];
+  int columns;
+  uint64_t a, b;  // descriptors
+  bool accumulate;
+};
+void fence_products();
+void queue_product(const Product& product);
+void commit_products();
+void wait_products(int groups_left);
+
+// For simt_host.cpp: a block begins; nobody can go on (performs one copy, or returns false); a block
+// has ended (what is wrong with that, or "").
+void begin_async(int threads);
+bool advance_async();
+std::string end_async();
+
+}  // namespace tfq::simt

@@ -1,0 +1,125 @@
+"""``tfq convert``: a folder with a float model becomes a folder with a converted one."""
+
+import dataclasses
+import pathlib
+import shutil
+import time
+
+from diffusers import UNet2DConditionModel
+
+import tfq
+from tfq.commands.configuration import read_config
+from tfq.commands.folders import ModelFolder, parse_dtype, set_threads
+from tfq.conversion import convert
+from tfq.progress import progress_bar
+from tfq.reporting import weight_bytes
+from tfq.saving import replaced_folder
+
+
+@dataclasses.dataclass(frozen=True)
+class Converted:
+    """What was written."""
+
+    out: str
+    seconds: float
+    float_weight_bytes: int
+    weight_bytes: int
+    native_mac_share: float
+    float_layers: int
+    ranges: str
+
+    def to_dict(self):
+        """JSON-serializable."""
+        return dataclasses.asdict(self)
+
+    def __str__(self):
+        share = self.weight_bytes / self.float_weight_bytes
+        return (
+            f"{self.out}: {self.weight_bytes / 1e6:.1f} MB ({share:.3f} of the float model), "
+            f"{100 * self.native_mac_share:.2f} % of the multiply-adds on integer kernels, "
+            f"{self.float_layers} layers float, {self.ranges} ranges; converted in {self.seconds:.0f} s\n"
+            f"load it with: import tfq; diffusers' from_pretrained({self.out!r})\n"
+            f"layer by layer: tfq report {self.out}"
+        )
+
+
+def run(
+    model, out, overwrite, dtype, steps, scheduler, prompts, no_calibration, checkpoint, config, threads,
+    **options,
+):  # fmt: skip
+    """Convert `model` and write `out`; `options` are fields of TfqConfig.
+
+    Returns
+    -------
+    Converted
+    """
+    settings = read_config(config, options)
+    source = ModelFolder.open(model, scheduler)
+    target = pathlib.Path(out).resolve()
+    _check_target(source, target, overwrite)
+    set_threads(threads)
+    if source.is_converted:
+        raise ValueError(f"{model!r} is converted already; give the float model")
+    dtype = parse_dtype(dtype)
+    if prompts is None:
+        whole = source.load_unet(dtype)
+        calibration = {} if no_calibration else _own_trajectory(model, source, whole, steps)
+    else:
+        whole = source.load_pipeline(dtype)
+        calibration = {"prompts": _read_prompts(prompts), "num_inference_steps": steps}
+        calibration["scheduler"] = source.load_scheduler()
+    unet = whole if prompts is None else whole.unet
+    float_bytes = weight_bytes(unet)
+    started = time.perf_counter()
+    with progress_bar() as progress:
+        convert(whole, settings, progress=progress, checkpoint=checkpoint, **calibration)
+    seconds = time.perf_counter() - started
+    if source.is_pipeline:
+        with replaced_folder(target) as partial:
+            skip = shutil.ignore_patterns("unet", ".cache", ".git")
+            shutil.copytree(source.root, partial, ignore=skip, dirs_exist_ok=True)
+            tfq.save(unet, partial / "unet")
+    else:
+        tfq.save(unet, target)
+        if source.scheduler is not None:
+            shutil.copy(source.scheduler / "scheduler_config.json", target)
+    report = tfq.report(unet).to_dict()
+    return Converted(
+        out, seconds, float_bytes, report["weight_bytes"], report["native_mac_share"],
+        sum(layer["path"] == "torch" for layer in report["layers"]),
+        "dynamic" if no_calibration else f"{len(unet._tfq_conversion.timesteps)}-timestep",
+    )  # fmt: skip
+
+
+def _own_trajectory(model, source, unet, steps):
+    """Arguments of a conversion that calibrates on the UNet's own sampling."""
+    scheduler = source.load_scheduler()
+    if scheduler is None:
+        raise ValueError(
+            f"{model!r} has no scheduler to calibrate with: give --scheduler FOLDER, or --no-calibration "
+            f"for ranges at run time"
+        )
+    if isinstance(unet, UNet2DConditionModel):
+        raise ValueError(
+            f"{model!r} needs text to calibrate with: give --prompts FILE, or --no-calibration for ranges "
+            f"at run time"
+        )
+    return {"scheduler": scheduler, "num_inference_steps": steps}
+
+
+def _read_prompts(file):
+    lines = pathlib.Path(file).read_text(encoding="utf-8").splitlines()
+    return [line.strip() for line in lines if line.strip()]
+
+
+def _check_target(source, target, overwrite):
+    root = source.root.resolve()
+    if target == root or root in target.parents or target in root.parents:
+        raise ValueError(f"OUT {str(target)!r} and MODEL {str(root)!r} must not contain each other")
+    if not target.exists():
+        return
+    if not overwrite:
+        raise ValueError(f"{str(target)!r} exists; --overwrite replaces it")
+    marker = "model_index.json" if source.is_pipeline else "config.json"
+    if not (target / marker).is_file():
+        raise ValueError(f"--overwrite replaces only a model, and {str(target)!r} has no {marker}")
