@@ -32,8 +32,8 @@ def close(actual, expected, dtype=torch.float32):
 
 def operands(layer):
     """Positional and keyword weight operands of a product, as a layer hands them over."""
-    (weight, scale, total), more = layer._operands()
-    return (weight, scale, total, layer.bias), more
+    weight, scale, total, zero_point, bias = layer.operands()
+    return (weight, scale, total, bias), {"weight_zero_point": zero_point}
 
 
 @pytest.mark.parametrize("bits", [8, 4])

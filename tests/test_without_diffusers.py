@@ -12,7 +12,7 @@ import torch, tfq
 x = torch.randn(2, 16)
 assert torch.equal(tfq.ops.quantize(x)[0], tfq.reference.quantize(x)[0])
 assert tfq.info()["isa"]
-for name in ("convert", "save", "temporal_blocks"):
+for name in ("compare", "convert", "report", "save", "temporal_blocks", "Comparison", "Report"):
     try:
         getattr(tfq, name)(None)
     except ImportError as error:
@@ -25,5 +25,13 @@ def test_kernels_run_and_models_say_what_to_install():
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines() == [
         f"tfq.{name} needs diffusers, which is not installed: pip install 'diffusers>=0.42' accelerate"
-        for name in ("convert", "save", "temporal_blocks")
+        for name in (
+            "compare",
+            "convert",
+            "report",
+            "save",
+            "temporal_blocks",
+            "Comparison",
+            "Report",
+        )
     ]

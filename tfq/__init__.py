@@ -31,17 +31,25 @@ _use_installed_package()
 from tfq import nn, ops, reference  # noqa: E402
 from tfq._ext import CudaError  # noqa: E402
 from tfq._version import __version__  # noqa: E402
-from tfq.comparison import Comparison, compare  # noqa: E402
 from tfq.config import TfqConfig  # noqa: E402
 from tfq.environment import info  # noqa: E402
-from tfq.reporting import Report, report  # noqa: E402
 
 if importlib.util.find_spec("diffusers") is not None:
+    from tfq.comparison import Comparison, compare
     from tfq.conversion import convert
+    from tfq.reporting import Report, report
     from tfq.saving import save
     from tfq.temporal import temporal_blocks
 else:
-    from tfq._without_diffusers import convert, save, temporal_blocks
+    from tfq._without_diffusers import (
+        Comparison,
+        Report,
+        compare,
+        convert,
+        report,
+        save,
+        temporal_blocks,
+    )
 
 __all__ = [
     "Comparison",

@@ -20,3 +20,27 @@ def save(*args, **kwargs):
 def temporal_blocks(*args, **kwargs):
     """Raise ImportError."""
     _raise("temporal_blocks")
+
+
+def compare(*args, **kwargs):
+    """Raise ImportError."""
+    _raise("compare")
+
+
+def report(*args, **kwargs):
+    """Raise ImportError."""
+    _raise("report")
+
+
+class Comparison:
+    """Cannot be made."""
+
+    def __init__(self, *args, **kwargs):
+        _raise("Comparison")
+
+
+class Report:
+    """Cannot be made."""
+
+    def __init__(self, *args, **kwargs):
+        _raise("Report")
