@@ -2,6 +2,7 @@
 
 #include <cstring>
 
+#include "common/parallel.h"
 #include "cpu/gemm_s8/packed_layout.h"
 
 namespace tfq::cpu {
@@ -14,14 +15,19 @@ PanelZeroPoints panel_zero_points(const PackedWeight& weight, int64_t n, int64_t
   return zero_points;
 }
 
-void expand_panels(const expand_s4_kernel& kernel, const PackedWeight& weight, int64_t n, int64_t k,
-                   int64_t panel, int64_t panels, int8_t* out) {
+const int8_t* int8_panels(const expand_s4_kernel& kernel, const PackedWeight& weight, int64_t n,
+                          int64_t k, int64_t panel, int64_t panels, int slot) {
+  if (weight.zero_point == nullptr)
+    return static_cast<const int8_t*>(weight.data) + panel * packed_panel_bytes(k);
+  auto* expanded = static_cast<int8_t*>(
+      thread_scratch(slot, static_cast<size_t>(panels * packed_panel_bytes(k))));
   const auto* packed = static_cast<const uint8_t*>(weight.data);
-  for (int64_t i = panel; i < panel + panels; ++i, out += packed_panel_bytes(k)) {
-    const PanelZeroPoints zero_points = panel_zero_points(weight, n, i);
-    kernel.expand(packed + i * packed_panel_bytes_s4(k), zero_points.values, packed_k(k) / kQuad,
-                  out);
+  for (int64_t i = 0; i < panels; ++i) {
+    const PanelZeroPoints zero_points = panel_zero_points(weight, n, panel + i);
+    kernel.expand(packed + (panel + i) * packed_panel_bytes_s4(k), zero_points.values,
+                  packed_k(k) / kQuad, expanded + i * packed_panel_bytes(k));
   }
+  return expanded;
 }
 
 }  // namespace tfq::cpu

@@ -17,8 +17,9 @@ struct PanelZeroPoints {
 };
 PanelZeroPoints panel_zero_points(const PackedWeight& weight, int64_t n, int64_t panel);
 
-// out <- `panels` panels of the int8 layout from `panel` on, of a 4-bit weight (n, k).
-void expand_panels(const expand_s4_kernel& kernel, const PackedWeight& weight, int64_t n, int64_t k,
-                   int64_t panel, int64_t panels, int8_t* out);
+// `panels` panels from `panel` on of a weight (n, k) in the int8 layout: in place, or expanded into
+// the calling thread's scratch `slot`.
+const int8_t* int8_panels(const expand_s4_kernel& kernel, const PackedWeight& weight, int64_t n,
+                          int64_t k, int64_t panel, int64_t panels, int slot);
 
 }  // namespace tfq::cpu

@@ -34,9 +34,7 @@ struct Problem {
   const epilogue_kernel& store;
   const expand_s4_kernel& expand;
 
-  bool reads_strips() const {
-    return source.strips != nullptr && kernel.strip_block != nullptr;
-  }
+  bool reads_strips() const { return source.strips != nullptr && kernel.strip_block != nullptr; }
   // Bytes of the left operand that a row brings into the cache.
   int64_t row_bytes() const { return reads_strips() ? source.strips->row_bytes : packed_k(k); }
 };
@@ -79,18 +77,6 @@ Rows fetch_rows(const Problem& p, Range rows) {
   return {copy, stride, nullptr};
 }
 
-// The first panel of the int8 weights of `columns`: in place, or expanded.
-const int8_t* fetch_weight(const Problem& p, Range columns) {
-  const int64_t panel = columns.begin / kPanelColumns;
-  if (p.weight.zero_point == nullptr)
-    return static_cast<const int8_t*>(p.weight.data) + panel * packed_panel_bytes(p.k);
-  const int64_t panels = ceil_div(columns.end - columns.begin, kPanelColumns);
-  auto* weight = static_cast<int8_t*>(
-      thread_scratch(kWeightSlot, static_cast<size_t>(panels * packed_panel_bytes(p.k))));
-  expand_panels(p.expand, p.weight, p.n, p.k, panel, panels, weight);
-  return weight;
-}
-
 // `weight` holds the columns from group_first on.
 void run_block(const Problem& p, const Rows& a, int64_t first_row, const int8_t* weight,
                int64_t group_first, Range rows, Range columns, int32_t* acc) {
@@ -104,21 +90,21 @@ void run_block(const Problem& p, const Rows& a, int64_t first_row, const int8_t*
                           strips.strip_stride, strips.strip_quads, b, panel_bytes, panels, acc});
   } else {
     const auto block = p.weight.zero_point == nullptr ? p.kernel.block : p.kernel.block_s4;
-    block({a.data + (rows.begin - first_row) * a.stride, a.stride, row_count, b, panel_bytes, panels,
-           packed_k(p.k) / kQuad, acc});
+    block({a.data + (rows.begin - first_row) * a.stride, a.stride, row_count, b, panel_bytes,
+           panels, packed_k(p.k) / kQuad, acc});
   }
   p.store.store({acc, p.kernel.columns, rows.begin, row_count, columns.begin, column_count, p.n},
                 p.epilogue);
 }
 
-// Weights of the next group, a slice for every block of rows: they come from beyond L2, where a block
-// kernel would wait for them.
+// Weights of the next group, a slice for every block of rows: they come from beyond L2, where a
+// block kernel would wait for them.
 class Prefetch {
  public:
   Prefetch(const Problem& p, Range next, int64_t slices) {
     if (next.begin >= next.end) return;
-    const int64_t bytes = p.weight.zero_point == nullptr ? packed_panel_bytes(p.k)
-                                                         : packed_panel_bytes_s4(p.k);
+    const int64_t bytes =
+        p.weight.zero_point == nullptr ? packed_panel_bytes(p.k) : packed_panel_bytes_s4(p.k);
     const int64_t first = next.begin / kPanelColumns, panels = ceil_div(next.end, kPanelColumns);
     at_ = static_cast<const char*>(p.weight.data) + first * bytes;
     end_ = at_ + (panels - first) * bytes;
@@ -146,7 +132,8 @@ void run_task(const Problem& p, Range rows, Range columns, int64_t group_columns
   if (kernel.begin != nullptr) kernel.begin();
   for (int64_t group = columns.begin; group < columns.end; group += group_columns) {
     const int64_t group_end = min_of(columns.end, group + group_columns);
-    const int8_t* weight = fetch_weight(p, {group, group_end});
+    const int8_t* weight = int8_panels(p.expand, p.weight, p.n, p.k, group / kPanelColumns,
+                                       ceil_div(group_end - group, kPanelColumns), kWeightSlot);
     Prefetch next(p, {group_end, min_of(columns.end, group_end + group_columns)}, row_blocks);
     for (int64_t row = rows.begin; row < rows.end; row += kernel.rows) {
       next.step();
@@ -199,8 +186,8 @@ void run_gemm(const RowSource& source, int64_t m, int64_t n, int64_t k, const Pa
 
 void gemm_s8(const GemmArgs& args) {
   const bool whole_blocks = args.k % kBlockK == 0;
-  run_gemm({whole_blocks ? args.x : nullptr, args.k, copy_dense_rows, nullptr, &args}, args.m, args.n,
-           args.k, args.weight, args.epilogue);
+  run_gemm({whole_blocks ? args.x : nullptr, args.k, copy_dense_rows, nullptr, &args}, args.m,
+           args.n, args.k, args.weight, args.epilogue);
 }
 
 }  // namespace tfq::cpu

@@ -46,11 +46,6 @@ struct Tile {
   int64_t image, y, x;  // of the first pixel
 };
 
-// Consecutive tiles of one row of tiles: their pixels are rows of the output, end to end.
-struct Run {
-  int64_t first, count;  // tiles
-};
-
 struct Problem {
   const ConvArgs& args;
   const Shape& shape;
@@ -140,8 +135,8 @@ void find_pixels(const ConvGeometry& g, const uint8_t* x, const Tile& tile, cons
       const int64_t column = tile.x - g.pad_left + j;
       const bool inside =
           row >= 0 && row < g.in_h * g.upsample && column >= 0 && column < g.in_w * g.upsample;
-      *pixels++ = inside ? image + (row / g.upsample * g.in_w + column / g.upsample) * g.channels
-                         : padding;
+      *pixels++ =
+          inside ? image + (row / g.upsample * g.in_w + column / g.upsample) * g.channels : padding;
     }
   }
 }
@@ -167,27 +162,15 @@ void transform_patches(const Problem& p, Range tiles, const Work& w) {
     }
     const uint8_t* pixels[kWinogradPositions];
     find_pixels(g, p.args.x, tile, w.padding, pixels);
-    p.kernel.transform_input({pixels, p.shape.blocks, patches_at(tiles, t, 0, w), w.patch_stride,
-                              strip_stride(tiles)});
+    p.kernel.transform_input(
+        {pixels, p.shape.blocks, patches_at(tiles, t, 0, w), w.patch_stride, strip_stride(tiles)});
   }
 }
 
-// The int8 panels of a group: in place, or expanded.
-const int8_t* fetch_panels(const Problem& p, Range panels) {
-  const ConvGeometry& g = p.args.geometry;
-  const PackedWeight& weight = p.args.weight;
-  const int64_t k = 9 * g.channels;
-  if (weight.zero_point == nullptr)
-    return static_cast<const int8_t*>(weight.data) + panels.begin * packed_panel_bytes(k);
-  const int64_t count = panels.end - panels.begin;
-  auto* expanded = static_cast<int8_t*>(
-      thread_scratch(kWeightSlot, static_cast<size_t>(count * packed_panel_bytes(k))));
-  expand_panels(p.expand, weight, g.out_channels, k, panels.begin, count, expanded);
-  return expanded;
-}
-
-Run run_at(const Shape& s, int64_t tile, int64_t end) {
-  return {tile, min_of(end - tile, s.columns_of_tiles - tile % s.columns_of_tiles)};
+// Tiles from `tile` on, before `end`, in its row of tiles: a run, whose pixels are rows of the
+// output, end to end.
+int64_t run_length(const Shape& s, int64_t tile, int64_t end) {
+  return min_of(end - tile, s.columns_of_tiles - tile % s.columns_of_tiles);
 }
 
 // Sums of one round of tiles over one chunk, stored or added to their place in w.out.
@@ -202,11 +185,11 @@ void multiply_round(const Problem& p, Range tiles, Range round, Range chunk, boo
   for (int64_t t = round.begin; t < round.end; ++t) {
     // The run the tile belongs to begins with its row of tiles, or with the task.
     const int64_t first = max_of(tiles.begin, t - t % p.shape.columns_of_tiles);
-    const Run run = run_at(p.shape, first, tiles.end);
-    int32_t* out = w.out + ((first - tiles.begin) * kWinogradTile + (t - first)) * kWinogradTile *
-                               columns;
+    const int64_t run = run_length(p.shape, first, tiles.end);
+    int32_t* out =
+        w.out + ((first - tiles.begin) * kWinogradTile + (t - first)) * kWinogradTile * columns;
     p.kernel.transform_output({w.sums + (t - round.begin) * columns, w.sum_stride, columns, out,
-                               run.count * kWinogradTile * columns, first_chunk ? w.start : nullptr});
+                               run * kWinogradTile * columns, first_chunk ? w.start : nullptr});
   }
 }
 
@@ -216,16 +199,16 @@ void store_runs(const Problem& p, Range tiles, Range panels, const Work& w) {
   const int64_t first_column = panels.begin * kPanelColumns;
   const int64_t real_columns = min_of(columns, g.out_channels - first_column);
   for (int64_t t = tiles.begin; t < tiles.end;) {
-    const Run run = run_at(p.shape, t, tiles.end);
+    const int64_t run = run_length(p.shape, t, tiles.end);
     const Tile tile = tile_at(p.shape, t);
-    const int64_t pixels = min_of(run.count * kWinogradTile, g.out_w - tile.x);
+    const int64_t pixels = min_of(run * kWinogradTile, g.out_w - tile.x);
     const int32_t* out = w.out + (t - tiles.begin) * kWinogradTile * kWinogradTile * columns;
     for (int64_t i = 0; i < min_of(kWinogradTile, g.out_h - tile.y); ++i)
-      p.store.store({out + i * run.count * kWinogradTile * columns, columns,
+      p.store.store({out + i * run * kWinogradTile * columns, columns,
                      (tile.image * g.out_h + tile.y + i) * g.out_w + tile.x, pixels, first_column,
                      real_columns, g.out_channels},
                     p.args.epilogue);
-    t += run.count;
+    t += run;
   }
 }
 
@@ -233,9 +216,8 @@ void store_runs(const Problem& p, Range tiles, Range panels, const Work& w) {
 void find_start(const Problem& p, Range panels, const Work& w) {
   const int64_t first = panels.begin * kPanelColumns;
   for (int64_t c = 0; c < (panels.end - panels.begin) * kPanelColumns; ++c)
-    w.start[c] = first + c < p.args.geometry.out_channels
-                     ? 128 * p.args.epilogue.weight_sum[first + c]
-                     : 0;
+    w.start[c] =
+        first + c < p.args.geometry.out_channels ? 128 * p.args.epilogue.weight_sum[first + c] : 0;
 }
 
 void run_task(const Problem& p, Range tiles, Range panels) {
@@ -246,7 +228,9 @@ void run_task(const Problem& p, Range tiles, Range panels) {
   transform_patches(p, tiles, w);
   for (int64_t first = panels.begin; first < panels.end; first += kGroupPanels) {
     const Range group{first, min_of(panels.end, first + kGroupPanels)};
-    const int8_t* weight = fetch_panels(p, group);
+    const int8_t* weight =
+        int8_panels(p.expand, p.args.weight, p.args.geometry.out_channels,
+                    9 * p.args.geometry.channels, first, group.end - first, kWeightSlot);
     find_start(p, group, w);
     for (int64_t c = 0; c < p.shape.chunks; ++c) {
       const Range chunk = chunk_at(p.shape, c);
@@ -256,7 +240,8 @@ void run_task(const Problem& p, Range tiles, Range panels) {
                                    tap_bytes, chunk.end - chunk.begin,
                                    w.taps + (panel - first) * w.panel_stride, w.tap_stride});
       for (int64_t i = 0; i < rounds; ++i)
-        multiply_round(p, tiles, {tiles.begin + count * i / rounds, tiles.begin + count * (i + 1) / rounds},
+        multiply_round(p, tiles,
+                       {tiles.begin + count * i / rounds, tiles.begin + count * (i + 1) / rounds},
                        chunk, c == 0, group.end - group.begin, w);
     }
     store_runs(p, tiles, group, w);
