@@ -12,6 +12,7 @@ import torch
 from quality_metrics import FrechetReference, moments, paired_bootstrap
 
 from tfq.demo.data import load_images
+from tfq.pictures import to_uint8
 
 FEATURES = "ResNet-56 trained on CIFAR-10, 64 pooled features"
 DATA = models.ROOT.parent / "shared" / "data" / "fashion_mnist.npz"
@@ -32,11 +33,6 @@ def fingerprint(root=models.ROOT):
 def key(**facts):
     """Short name for a set of facts, for cache folders."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def to_uint8(images):
-    """Images in [-1, 1] as they would be saved, uint8."""
-    return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
 def sample_cached(folder, count, unet, scheduler, steps, seed):

@@ -26,6 +26,7 @@ from pipelines import FAMILIES, build, calibrate_and_convert, sample  # noqa: E4
 
 import tfq  # noqa: E402
 from tfq import TfqConfig  # noqa: E402
+from tfq.comparison import psnr  # noqa: E402
 from tfq.plan import plan_layers  # noqa: E402
 from tfq.shapes import trace_shapes  # noqa: E402
 
@@ -121,11 +122,6 @@ class Coverage:
     compiled_equal: bool | None = None
 
 
-def psnr(images, expected):
-    """Peak signal-to-noise ratio of images with values in [0, 1], in decibels."""
-    return -10 * torch.log10((images - expected).pow(2).mean()).item()
-
-
 def cover(family, scheduler=None, compiled=False):
     """The :class:`Coverage` of a family with its own scheduler, or another."""
     pipeline = build(family)
@@ -140,7 +136,7 @@ def cover(family, scheduler=None, compiled=False):
         type(pipeline).__name__,
         scheduler or type(pipeline.scheduler).__name__.removesuffix("Scheduler"),
         tfq.report(pipeline.unet).to_dict()["native_mac_share"],
-        psnr(images, expected),
+        psnr(images, expected, peak=1.0),
         torch.equal(_sample_with(_reloaded(pipeline.unet), family, pipeline), images),
     )
     if compiled:

@@ -22,6 +22,8 @@ SENTINEL = 0xA5
 
 # What the shim pretends to be: see DeviceFacts of csrc/cuda/device.h.
 DEVICE = (80, 108, 166912, 167936, False)
+# A Hopper of two multiprocessors: a block takes several tiles, as it does on a real one.
+HOPPER = (90, 2, 232448, 233472, True)
 
 # Schedules x copy modes: (order, lazy copies). See simt_host.h.
 FORWARD, REVERSE, SHUFFLED, GREEDY = range(4)

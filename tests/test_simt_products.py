@@ -30,9 +30,13 @@ def simt():
 
 
 @pytest.fixture
-def default_schedule(simt):
+def default_schedule(simt, request):
+    """The shim as it starts, on the device that a test's tile is for."""
+    tile = getattr(request.node, "callspec", None) and request.node.callspec.params.get("tile")
+    simt.native.set_device(*(simt_native.HOPPER if tile in TILES_SM90 else simt_native.DEVICE))
     simt.schedule()
     yield
+    simt.native.set_device(*simt_native.DEVICE)
     simt.schedule()
 
 
@@ -82,26 +86,28 @@ def test_two_sources_are_their_concatenation(simt):
         assert_same_bits(simt.conv2d_s8(halves[0], **operands, x2=halves[1]), expected, str(first))
 
 
-@pytest.mark.parametrize("tile", TILES)
-@pytest.mark.parametrize("m, n, k", [(1, 8, 16), (65, 72, 80), (129, 328, 64), (300, 168, 1040)])
+@pytest.mark.parametrize("tile", TILES + TILES_SM90)
+@pytest.mark.parametrize(
+    "m, n, k", [(1, 8, 16), (65, 72, 80), (129, 328, 64), (257, 168, 400), (300, 168, 1040)]
+)
 def test_ragged_gemm(simt, tile, m, n, k):
     operands = gemm_operands(m, n, k)
     assert_same_bits(simt.gemm_s8(**operands, tile=tile), reference.gemm_s8(**operands))
 
 
-@pytest.mark.parametrize("tile", TILES)
+@pytest.mark.parametrize("tile", TILES + TILES_SM90)
 def test_every_epilogue(simt, tile):
     for epilogue in epilogues(groups_samples=[(1, 0), (1, 1), (3, 3), (6, 2)]):
         check_epilogue(simt, gemm_operands(78, 168, 48), epilogue, tile)
 
 
-@pytest.mark.parametrize("tile", TILES)
+@pytest.mark.parametrize("tile", TILES + TILES_SM90)
 def test_every_conv_epilogue(simt, tile):
     for epilogue in epilogues(groups_samples=[(1, 0), (2, 1), (1, 2)]):
         check_epilogue(simt, conv_operands((2, 32, 5, 7, 40, 3, 1, 1, 1)), epilogue, tile)
 
 
-@pytest.mark.parametrize("tile", TILES)
+@pytest.mark.parametrize("tile", TILES + TILES_SM90)
 def test_temporal_rows_are_read_on_the_device(simt, tile):
     operands = gemm_operands(90, 72, 64)
     operands.update(temporal=torch.randn(5, 72), temporal_rows=torch.tensor([4, 0, 4]))
@@ -166,13 +172,14 @@ def test_split_k_is_exact_and_leaves_zeros(simt, tile, splits, order):
 
 @pytest.mark.parametrize("value", [0, 255])
 @pytest.mark.parametrize("weight", [-127, 127])
-def test_extreme_values_at_the_largest_depth(simt, value, weight):
+@pytest.mark.parametrize("tile", [TILES[-1], "64x160x128_wg1"])
+def test_extreme_values_at_the_largest_depth(simt, tile, value, weight):
     operands = gemm_operands(3, 8, 23040)
     operands["x"].fill_(value)
     operands["qparams"] = random_qparams(1, 255 - value)
     packed, weight_sum = reference.pack_weight(torch.full((8, 23040), weight, dtype=torch.int8))
     operands.update(weight=packed, weight_sum=weight_sum)
-    assert_same_bits(simt.gemm_s8(**operands, tile=TILES[-1]), reference.gemm_s8(**operands))
+    assert_same_bits(simt.gemm_s8(**operands, tile=tile), reference.gemm_s8(**operands))
 
 
 def test_not_finite_values_requantize_as_specified(simt):

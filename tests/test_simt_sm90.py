@@ -1,6 +1,6 @@
 """Hopper's GEMM and convolution (wgmma, TMA) on the CPU, bit for bit against the reference.
 
-The card is one of two multiprocessors, so that a block takes several tiles, as it does on a real one.
+What they have in common with the other tiles is in test_simt_products.py.
 What this cannot show: speed, and that a card executes each instruction as its emulation does.
 """
 
@@ -8,7 +8,7 @@ import pytest
 import simt_native
 import torch
 from operands import conv_operands, gemm_operands, random_qparams
-from simt_cases import CONVS, FLOATS, TILES_SM90, check_epilogue, epilogues
+from simt_cases import CONVS, FLOATS, TILES_SM90
 from tolerance import assert_quantized_close, assert_same_bits
 
 from tfq import reference
@@ -25,7 +25,7 @@ def simt():
 @pytest.fixture
 def hopper(simt):
     simt.schedule()
-    simt.native.set_device(90, 2, 232448, 233472, True)
+    simt.native.set_device(*simt_native.HOPPER)
     yield
     simt.native.set_device(*simt_native.DEVICE)
     simt.schedule()
@@ -39,26 +39,6 @@ def test_gemm_under_every_schedule(simt, tile, order, lazy):
     simt.schedule(order, lazy, seed=order)
     assert_same_bits(simt.gemm_s8(**operands, tile=tile), reference.gemm_s8(**operands))
     assert simt.native.counters()["last_kernel"] == f"gemm_s8_{tile}_sm90"
-
-
-@pytest.mark.parametrize("tile", TILES_SM90)
-@pytest.mark.parametrize("m, n, k", [(1, 8, 16), (65, 72, 80), (129, 328, 64), (257, 168, 400)])
-def test_ragged_gemm(simt, tile, m, n, k):
-    operands = gemm_operands(m, n, k)
-    assert_same_bits(simt.gemm_s8(**operands, tile=tile), reference.gemm_s8(**operands))
-
-
-@pytest.mark.parametrize("tile", TILES_SM90)
-def test_every_epilogue(simt, tile):
-    for epilogue in epilogues(groups_samples=[(1, 0), (1, 1), (3, 3), (6, 2)]):
-        check_epilogue(simt, gemm_operands(78, 168, 48), epilogue, tile)
-
-
-@pytest.mark.parametrize("tile", TILES_SM90)
-def test_temporal_rows_are_read_on_the_device(simt, tile):
-    operands = gemm_operands(90, 72, 64)
-    operands.update(temporal=torch.randn(5, 72), temporal_rows=torch.tensor([4, 0, 4]))
-    assert_same_bits(simt.gemm_s8(**operands, tile=tile), reference.gemm_s8(**operands))
 
 
 @pytest.mark.parametrize("tile", TILES_SM90)
@@ -89,18 +69,6 @@ def test_split_k_is_exact_and_leaves_zeros(simt, tile, splits, order):
     assert not bool(simt.workspace.any())
 
 
-@pytest.mark.parametrize("value", [0, 255])
-@pytest.mark.parametrize("weight", [-127, 127])
-def test_extreme_values_at_the_largest_depth(simt, value, weight):
-    operands = gemm_operands(3, 8, 23040)
-    operands["x"].fill_(value)
-    operands["weight"], operands["weight_sum"] = reference.pack_weight(
-        torch.full((8, 23040), weight, dtype=torch.int8)
-    )
-    actual = simt.gemm_s8(**operands, tile="64x160x128_wg1")
-    assert_same_bits(actual, reference.gemm_s8(**operands))
-
-
 @pytest.mark.parametrize("tile", TILES_SM90)
 @pytest.mark.parametrize("groups", [1, 3])
 def test_pointwise_convolution_is_a_gemm(simt, tile, groups):
@@ -125,12 +93,6 @@ def test_conv_geometry(simt, tile, shape, zero_point):
     operands = conv_operands(shape)
     operands["qparams"] = random_qparams(shape[0], zero_point)
     assert_same_bits(simt.conv2d_s8(**operands, tile=tile), reference.conv2d_s8(**operands))
-
-
-@pytest.mark.parametrize("tile", TILES_SM90)
-def test_every_conv_epilogue(simt, tile):
-    for epilogue in epilogues(groups_samples=[(1, 0), (2, 1), (1, 2)]):
-        check_epilogue(simt, conv_operands((2, 32, 5, 7, 40, 3, 1, 1, 1)), epilogue, tile)
 
 
 @pytest.mark.parametrize("splits", [2, 8])

@@ -10,6 +10,18 @@ AMPLIFIED = 8
 _LEAST_WIDTH = 320
 
 
+def to_uint8(images):
+    """Images in [-1, 1] as they are saved: uint8 of the same shape."""
+    return images.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def grid_geometry(count, width, least_width=_LEAST_WIDTH, least_scale=1):
+    """Columns, rows and magnification of a nearly square grid of images `width` pixels wide."""
+    columns = math.ceil(math.sqrt(count))
+    scale = max(least_scale, math.ceil(least_width / (width * columns)))
+    return columns, math.ceil(count / columns), scale
+
+
 def to_pixels(images):
     """uint8 ``(n, height, width, 1 or 3)`` of images in [-1, 1] ``(n, channels, height, width)``.
 
@@ -17,8 +29,7 @@ def to_pixels(images):
     """
     if images.shape[1] not in (1, 3):
         images = images[:, :1]
-    levels = images.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
-    return levels.permute(0, 2, 3, 1)
+    return to_uint8(images).permute(0, 2, 3, 1)
 
 
 def grid(pixels):
@@ -26,9 +37,7 @@ def grid(pixels):
     from PIL import Image
 
     count, height, width, channels = pixels.shape
-    columns = math.ceil(math.sqrt(count))
-    rows = math.ceil(count / columns)
-    scale = max(1, math.ceil(_LEAST_WIDTH / (width * columns)))
+    columns, rows, scale = grid_geometry(count, width)
     page = torch.full(
         (rows * (height * scale + _GAP) - _GAP, columns * (width * scale + _GAP) - _GAP, channels),
         255, dtype=torch.uint8,

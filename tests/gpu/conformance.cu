@@ -2,11 +2,11 @@
 // Built with nvcc it says what the card does, built for the host what the emulation does; a test
 // compares the lines (tests/gpu/test_conformance.py).
 #include <cstdio>
-#include <cstdlib>
 
 #include "common/api.h"
 #include "common/quant.h"
 #include "cuda/elements.cuh"
+#include "conformance.h"
 
 namespace {
 
@@ -80,22 +80,6 @@ TFQ_KERNEL atomics(TFQ_GRID_CONSTANT const Probe p) {
   ptx::atomic_min(out + 1, value);
   ptx::atomic_max(out + 2, value);
   ptx::atomic_increment(out + 3);
-}
-
-void* allocate(size_t bytes) {
-#ifdef TFQ_SIMT_HOST
-  return std::aligned_alloc(16, bytes);
-#else
-  void* memory = nullptr;
-  if (cudaMallocManaged(&memory, bytes) != cudaSuccess) std::abort();
-  return memory;
-#endif
-}
-
-void finish() {
-#ifndef TFQ_SIMT_HOST
-  if (cudaDeviceSynchronize() != cudaSuccess) std::abort();
-#endif
 }
 
 void probe(const char* name, void (*kernel)(const Probe), uint32_t threads, int words,

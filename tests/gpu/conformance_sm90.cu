@@ -3,9 +3,9 @@
 // does, built for the host what the emulation does; a test compares the lines
 // (tests/gpu/test_conformance.py).
 #include <cstdio>
-#include <cstdlib>
 
 #include "cuda/ptx_sm90.cuh"
+#include "conformance.h"
 
 namespace {
 
@@ -73,22 +73,10 @@ TFQ_KERNEL products(TFQ_GRID_CONSTANT const Probe p) {
   }
 }
 
-void* allocate(size_t bytes) {
-#ifdef TFQ_SIMT_HOST
-  return std::aligned_alloc(16, bytes);
-#else
-  void* memory = nullptr;
-  if (cudaMallocManaged(&memory, bytes) != cudaSuccess) std::abort();
-  return memory;
-#endif
-}
-
 void run(const char* name, void (*kernel)(const Probe), const Probe& p, int words) {
   for (int i = 0; i < words; ++i) p.out[i] = 0xdeadbeefu;
   simt::launch(kernel, {name, {1, 1, 1}, kThreads, kSharedBytes, nullptr}, p);
-#ifndef TFQ_SIMT_HOST
-  if (cudaDeviceSynchronize() != cudaSuccess) std::abort();
-#endif
+  finish();
   std::printf("%s %d %d", name, p.row, p.column);
   for (int i = 0; i < words; ++i) std::printf(" %08x", p.out[i]);
   std::printf("\n");

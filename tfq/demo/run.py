@@ -9,8 +9,7 @@ import os
 import pathlib
 import tempfile
 
-import torch
-
+from tfq import pictures
 from tfq.progress import progress_bar
 from tfq.tables import align
 
@@ -215,8 +214,7 @@ def format_table(rows):
 
 def grid_geometry(count):
     """Return columns, rows and magnification of a nearly square grid of 32x32 images."""
-    columns = math.ceil(math.sqrt(count))
-    return columns, math.ceil(count / columns), max(2, math.ceil(MIN_GRID_WIDTH / (32 * columns)))
+    return pictures.grid_geometry(count, 32, MIN_GRID_WIDTH, least_scale=2)
 
 
 def make_grid(images):
@@ -238,8 +236,7 @@ def make_grid(images):
     grid = image_module.new(
         "RGB", (columns * (tile + GAP) - GAP, rows * (tile + GAP) - GAP), COLORS["page"]
     )
-    values = images.add(1.0).mul(127.5).round().clamp(0, 255).to(torch.uint8)
-    for index, value in enumerate(values):
+    for index, value in enumerate(pictures.to_uint8(images)):
         small = image_module.frombytes("L", (32, 32), bytes(value.flatten().tolist()))
         row, column = divmod(index, columns)
         grid.paste(
