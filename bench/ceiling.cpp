@@ -1,12 +1,12 @@
-// What this machine can do at most, for bench/profile.py: integer multiply-adds out of registers, and
-// a stream from memory. Prints "<name> <value>" lines: GOP/s for avx512vnni and avx2, GB/s for memory,
-// each the best of some repetitions, all threads together. Seconds are those in which a thread ran, so
-// that other processes do not lower the ceiling.
+// What this machine can do at most, for bench/profile.py: integer multiply-adds out of registers,
+// and a stream from memory. Prints "<name> <value>" lines: GOP/s for avx512vnni and avx2, GB/s for
+// memory, each the best of some repetitions, all threads together. Seconds are those in which a
+// thread ran, so that other processes do not lower the ceiling.
 //
 //   c++ -O2 -pthread ceiling.cpp -o ceiling && ./ceiling THREADS
 //
-// The loops are assembly, so that no compiler moves an accumulator to memory: 12 independent ones hide
-// the latency of 4 or 5 cycles on up to two ports.
+// The loops are assembly, so that no compiler moves an accumulator to memory: 12 independent ones
+// hide the latency of 4 or 5 cycles on up to two ports.
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>

@@ -58,11 +58,10 @@ void gemm_s8(Address x, int64_t m, int64_t n, int64_t k, Address weight, Address
 void conv2d_s8(Address x, const py::tuple& geometry, Address weight, Address weight_zero_point,
                const py::tuple& epilogue) {
   const ConvGeometry g = geometry_of(geometry);
-  const ConvArgs args{
-      pointer<const uint8_t>(x),
-      g,
-      {pointer<const void>(weight), pointer<const uint8_t>(weight_zero_point)},
-      cpu_epilogue("conv2d_s8", epilogue, g.batch * g.out_h * g.out_w)};
+  const ConvArgs args{pointer<const uint8_t>(x),
+                      g,
+                      {pointer<const void>(weight), pointer<const uint8_t>(weight_zero_point)},
+                      cpu_epilogue("conv2d_s8", epilogue, g.batch * g.out_h * g.out_w)};
   py::gil_scoped_release release;
   cpu::conv2d_s8(args);
 }
@@ -76,17 +75,15 @@ void run(void (*operation)(const Args&), const Args& args) {
 
 void quantize(Address x, int32_t x_dtype, int64_t groups, int64_t group_size,
               const py::tuple& qparams, Address dynamic_qparams, Address out) {
-  run(cpu::quantize,
-      quantize_args(x, x_dtype, groups, group_size, qparams, dynamic_qparams, out));
+  run(cpu::quantize, quantize_args(x, x_dtype, groups, group_size, qparams, dynamic_qparams, out));
 }
 
 void group_norm_silu_quantize(Address x, Address x2, int32_t x_dtype, const py::tuple& shape,
                               float eps, bool silu, Address weight, Address bias,
                               int64_t affine_stride, const py::tuple& qparams,
                               Address dynamic_qparams, Address out) {
-  run(cpu::group_norm_silu_quantize,
-      group_norm_args(x, x2, x_dtype, shape, eps, silu, weight, bias, affine_stride, qparams,
-                      dynamic_qparams, out));
+  run(cpu::group_norm_silu_quantize, group_norm_args(x, x2, x_dtype, shape, eps, silu, weight, bias,
+                                                     affine_stride, qparams, dynamic_qparams, out));
 }
 
 void layer_norm_quantize(Address x, int32_t x_dtype, int64_t rows, int64_t channels, float eps,
@@ -99,8 +96,8 @@ void layer_norm_quantize(Address x, int32_t x_dtype, int64_t rows, int64_t chann
 void geglu_quantize(Address x, int32_t x_dtype, int64_t rows, int64_t channels,
                     const py::tuple& qparams, int64_t rows_per_group, Address dynamic_qparams,
                     Address out) {
-  run(cpu::geglu_quantize, geglu_args(x, x_dtype, rows, channels, qparams, rows_per_group,
-                                      dynamic_qparams, out));
+  run(cpu::geglu_quantize,
+      geglu_args(x, x_dtype, rows, channels, qparams, rows_per_group, dynamic_qparams, out));
 }
 
 void attention_s8(Address query, Address key, Address value, int32_t dtype, const py::tuple& shape,
@@ -220,8 +217,8 @@ void temporal_gather(Address table, int64_t table_rows, int64_t width, Address r
 void temporal_gather_dequantize(Address table, int64_t table_rows, int64_t width, Address qparams,
                                 Address offsets, int64_t features, Address rows, int64_t count,
                                 Address out) {
-  const TemporalDequantizeArgs args = gather_dequantize_args(
-      table, table_rows, width, qparams, offsets, features, rows, count, out);
+  const TemporalDequantizeArgs args = gather_dequantize_args(table, table_rows, width, qparams,
+                                                             offsets, features, rows, count, out);
   py::gil_scoped_release release;
   cpu::temporal_gather_dequantize(args);
 }

@@ -30,11 +30,7 @@ void gemm_s8(Address x, int64_t m, int64_t n, int64_t k, Address weight, const p
              const py::tuple& options, const py::tuple& launch) {
   check_sizes("gemm_s8", {m, n, k});
   check_depth("gemm_s8", k);
-  const GemmArgs args{pointer<const uint8_t>(x),
-                      m,
-                      n,
-                      k,
-                      {pointer<const void>(weight), nullptr},
+  const GemmArgs args{pointer<const uint8_t>(x), m, n, k, {pointer<const void>(weight), nullptr},
                       epilogue_of(epilogue)};
   cuda::gemm_s8(args, options_of(options), launch_of(launch));
 }
@@ -64,10 +60,9 @@ void group_norm_silu_quantize(Address x, Address x2, int32_t x_dtype, const py::
                               int64_t affine_stride, const py::tuple& qparams,
                               Address dynamic_qparams, Address out, Address workspace,
                               const py::tuple& launch) {
-  cuda::group_norm_silu_quantize(
-      group_norm_args(x, x2, x_dtype, shape, eps, silu, weight, bias, affine_stride, qparams,
-                      dynamic_qparams, out),
-      pointer<float>(workspace), launch_of(launch));
+  cuda::group_norm_silu_quantize(group_norm_args(x, x2, x_dtype, shape, eps, silu, weight, bias,
+                                                 affine_stride, qparams, dynamic_qparams, out),
+                                 pointer<float>(workspace), launch_of(launch));
 }
 
 void layer_norm_quantize(Address x, int32_t x_dtype, int64_t rows, int64_t channels, float eps,
@@ -82,15 +77,14 @@ void layer_norm_quantize(Address x, int32_t x_dtype, int64_t rows, int64_t chann
 void geglu_quantize(Address x, int32_t x_dtype, int64_t rows, int64_t channels,
                     const py::tuple& qparams, int64_t rows_per_group, Address dynamic_qparams,
                     Address out, const py::tuple& launch) {
-  cuda::geglu_quantize(geglu_args(x, x_dtype, rows, channels, qparams, rows_per_group,
-                                  dynamic_qparams, out),
-                       launch_of(launch));
+  cuda::geglu_quantize(
+      geglu_args(x, x_dtype, rows, channels, qparams, rows_per_group, dynamic_qparams, out),
+      launch_of(launch));
 }
 
 void temporal_gather(Address table, int64_t table_rows, int64_t width, Address rows, int64_t count,
                      Address out, const py::tuple& launch) {
-  cuda::temporal_gather(gather_args(table, table_rows, width, rows, count, out),
-                        launch_of(launch));
+  cuda::temporal_gather(gather_args(table, table_rows, width, rows, count, out), launch_of(launch));
 }
 
 void temporal_gather_dequantize(Address table, int64_t table_rows, int64_t width, Address qparams,
@@ -115,7 +109,7 @@ py::tuple choose_product(int64_t m, int64_t n, int64_t k, int64_t workspace,
 
 // The (m, n, k) of a convolution.
 py::tuple conv_problem(const py::tuple& geometry, int64_t channels2) {
-  const cuda::ProductProblem problem = 
+  const cuda::ProductProblem problem =
       cuda::conv_problem(geometry_of(geometry), channels2, 0, false);
   return py::make_tuple(problem.m, problem.n, problem.k);
 }

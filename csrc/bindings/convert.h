@@ -149,9 +149,15 @@ inline TemporalDequantizeArgs gather_dequantize_args(Address table, int64_t tabl
                                                      Address rows, int64_t count, Address out) {
   check_sizes("temporal_gather", {table_rows, width, features, count});
   check_not_null("temporal_gather", {offsets});
-  return {pointer<const uint8_t>(table),   table_rows, width,
-          pointer<const float>(qparams),   pointer<const int64_t>(offsets), features,
-          pointer<const int64_t>(rows),    count,      pointer<float>(out)};
+  return {pointer<const uint8_t>(table),
+          table_rows,
+          width,
+          pointer<const float>(qparams),
+          pointer<const int64_t>(offsets),
+          features,
+          pointer<const int64_t>(rows),
+          count,
+          pointer<float>(out)};
 }
 
 }  // namespace tfq::bindings

@@ -12,7 +12,12 @@
 
 namespace tfq {
 
-enum class DType : int32_t { kFloat32 = 0, kBFloat16 = 1, kUInt8 = 2, kFloat16 = 3 };  // 3: CUDA only
+enum class DType : int32_t {
+  kFloat32 = 0,
+  kBFloat16 = 1,
+  kUInt8 = 2,
+  kFloat16 = 3
+};  // 3: CUDA only
 
 // Activation quantisation parameters, one row of three floats per group: scale s, r = f32(1/s), and
 // the zero-point z (an integer in [0, 255] held as a float). x ~ (q - z) * s.
@@ -22,8 +27,8 @@ struct QParams {
 };
 constexpr int64_t kQParamsWidth = 3;
 
-// kGeglu: channels 4 * i + {0, 1} are value channels 2 * i + {0, 1} and 4 * i + {2, 3} their gates; the
-// output has n / 2 channels, value * gelu(gate), and there is no residual. CUDA only.
+// kGeglu: channels 4 * i + {0, 1} are value channels 2 * i + {0, 1} and 4 * i + {2, 3} their gates;
+// the output has n / 2 channels, value * gelu(gate), and there is no residual. CUDA only.
 enum class Activation : int32_t { kNone = 0, kSilu = 1, kGeglu = 2 };
 
 // What follows the integer product of a row and a column (DESIGN "Numerics"):
@@ -39,8 +44,8 @@ struct Epilogue {
   const float* temporal;      // (table_rows, n) or null
   int64_t temporal_stride;    // floats between consecutive rows of it
   int64_t temporal_table_rows;
-  const int64_t* temporal_rows;  // (samples) or null: row of `temporal` that each sample reads, else
-                                 // its own; on CUDA in device memory
+  const int64_t* temporal_rows;  // (samples) or null: row of `temporal` that each sample reads,
+                                 // else its own; on CUDA in device memory
   int64_t rows_per_sample;       // rows of the output per sample
   const void* residual;          // (m, n) or null
   DType residual_dtype;          // float32 or bfloat16 (CUDA: or float16)
@@ -150,18 +155,19 @@ struct GegluArgs {
   uint8_t* out;            // (rows, channels)
 };
 
-// A ResBlock: conv2(silu(norm2(hidden))) + shortcut, hidden = conv1(silu(norm1([x | x2]))), with the
-// convolutions on inputs quantised by image. Every image has a row of qparams, of `temporal` and, if its
-// stride is not 0, of an affine map; rows_per_group and rows_per_sample are its pixels. The shortcut is x
-// (shortcuts = 0), or the sum of 1x1 convolutions of x and x2 quantised by pixel.
+// A ResBlock: conv2(silu(norm2(hidden))) + shortcut, hidden = conv1(silu(norm1([x | x2]))), with
+// the convolutions on inputs quantised by image. Every image has a row of qparams, of `temporal`
+// and, if its stride is not 0, of an affine map; rows_per_group and rows_per_sample are its pixels.
+// The shortcut is x (shortcuts = 0), or the sum of 1x1 convolutions of x and x2 quantised by pixel.
 //
-// Set by the callee: what passes between the operations (norm.out, norm2.x, conv.x, hidden, residuals,
-// all of a shortcut's epilogue but weights and bias), and qparams where qparams.data is null (dynamic).
+// Set by the callee: what passes between the operations (norm.out, norm2.x, conv.x, hidden,
+// residuals, all of a shortcut's epilogue but weights and bias), and qparams where qparams.data is
+// null (dynamic).
 struct ResnetBlockArgs {
   GroupNormArgs norm1;
   ConvArgs conv1;
   GroupNormArgs norm2;
-  ConvArgs conv2;  // epilogue.out is the result, of the type of x
+  ConvArgs conv2;     // epilogue.out is the result, of the type of x
   int64_t shortcuts;  // 0, 1 or 2
   GemmArgs shortcut[2];
 };

@@ -5,9 +5,9 @@
 
 namespace tfq::cuda {
 
-// m = batch * out_h * out_w, n = out channels, k = kernel_h * kernel_w * (channels + channels2). `tap_sums`:
-// whether there are any (ProductOptions).
-// Throws std::invalid_argument if the kernels cannot gather such an image.
+// m = batch * out_h * out_w, n = out channels, k = kernel_h * kernel_w * (channels + channels2).
+// `tap_sums`: whether there are any (ProductOptions). Throws std::invalid_argument if the kernels
+// cannot gather such an image.
 ProductProblem conv_problem(const ConvGeometry& geometry, int64_t channels2, int64_t workspace,
                             bool tap_sums);
 

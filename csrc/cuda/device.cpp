@@ -66,8 +66,8 @@ void check_launch(int status, const simt::LaunchConfig& config) {
   cudaGetLastError();  // clears it, so that the next launch is not blamed
   const auto error = static_cast<cudaError_t>(status);
   throw CudaError(message(config.kernel, ": launch failed: ", cudaGetErrorName(error), ": ",
-                          cudaGetErrorString(error), " (grid ", config.grid.x, " x ",
-                          config.grid.y, " x ", config.grid.z, ", ", config.threads, " threads, ",
+                          cudaGetErrorString(error), " (grid ", config.grid.x, " x ", config.grid.y,
+                          " x ", config.grid.z, ", ", config.threads, " threads, ",
                           config.shared_bytes, " bytes of shared memory)"));
 }
 

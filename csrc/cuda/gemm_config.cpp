@@ -12,27 +12,29 @@ namespace {
 constexpr int kSplits[] = {1, 2, 3, 4, 6, 8, 12, 16};
 constexpr int64_t kMaxRows = int64_t{1} << 31;
 
-// The model's constants are from data sheets and instruction counts; none is measured on a card yet.
+// The model's constants are from data sheets and instruction counts; none is measured on a card
+// yet.
 constexpr double kSharedBytesPerCycle = 128.0;
 constexpr double kReservedSharedBytes = 1024.0;  // of each block, by the driver
 constexpr double kEpilogueInstructions = 8.0;    // per output
 constexpr double kLanes = 128.0;                 // instructions per cycle
 constexpr double kReductionBytesPerCycle = 32.0;
-constexpr double kFillCycles = 1500.0;     // first loads, last stores
+constexpr double kFillCycles = 1500.0;  // first loads, last stores
 constexpr int kWarpsToHideLatency = 8;
 constexpr double kFewWarpsPenalty = 1.15;
 constexpr int64_t kFewestBlocksOfK = 8;  // in a part
 
 constexpr double kOneWarpgroup = 0.57;  // of wgmma's rate
 
-// Multiply-adds a cycle of a multiprocessor. Hopper's mma.sync reaches about half of what wgmma does.
+// Multiply-adds a cycle of a multiprocessor. Hopper's mma.sync reaches about half of what wgmma
+// does.
 double multiply_rate(const Tile& tile, int arch) {
   if (tile.level == Level::kSm90) return 4096.0 * (tile.warps_m > 4 ? 1.0 : kOneWarpgroup);
   return arch == 80 || arch == 90 || arch == 100 ? 2048.0 : 1024.0;
 }
 
-// Bytes the multiplying warps read from shared memory for one k-block: mma.sync's warps their rows of A
-// and of B, wgmma A once and B for every 64 rows.
+// Bytes the multiplying warps read from shared memory for one k-block: mma.sync's warps their rows
+// of A and of B, wgmma A once and B for every 64 rows.
 double bytes_read(const Tile& tile) {
   if (tile.level == Level::kSm90)
     return (tile.block_m + tile.block_m / 64.0 * tile.block_n) * tile.block_k;
@@ -53,9 +55,10 @@ double modelled_cycles(const ProductProblem& p, const Tile& tile, const DeviceFa
   const double outputs = static_cast<double>(tile.block_m) * tile.block_n;
   const double multiply = outputs * tile.block_k / multiply_rate(tile, device.arch);
   const double shared = (bytes_read(tile) + tile.stage_bytes()) / kSharedBytesPerCycle;
-  const double resident = device.shared_per_multiprocessor /
-                          (tile.shared_bytes() + kReservedSharedBytes);
-  const bool few = tile.level == Level::kSm80 && static_cast<int>(resident) * warps < kWarpsToHideLatency;
+  const double resident =
+      device.shared_per_multiprocessor / (tile.shared_bytes() + kReservedSharedBytes);
+  const bool few =
+      tile.level == Level::kSm80 && static_cast<int>(resident) * warps < kWarpsToHideLatency;
   const double l2 = tile.stage_bytes() / l2_rate(device.arch);
   const double step = std::max({multiply, shared, l2}) * (few ? kFewWarpsPenalty : 1.0);
   const double reduction = splits > 1 ? 3 * 4 * outputs / kReductionBytesPerCycle : 0.0;
@@ -81,7 +84,8 @@ std::string why_not(const ProductProblem& p, const Tile& tile, const DeviceFacts
                    device.shared_per_block);
   if (splits == 1) return "";
   const int64_t blocks = ceil_div(p.k, tile.block_k);
-  if (blocks < splits) return message("k = ", p.k, " has ", blocks, " blocks for ", splits, " parts");
+  if (blocks < splits)
+    return message("k = ", p.k, " has ", blocks, " blocks for ", splits, " parts");
   if (split_workspace(p, tile, splits) > p.workspace)
     return message("needs ", split_workspace(p, tile, splits), " values of workspace, got ",
                    p.workspace);
@@ -116,10 +120,10 @@ ProductChoice choose_product(const char* operation, const ProductProblem& proble
                      return a.cycles < b.cycles;
                    });
   if (choice.candidates.empty() || !choice.candidates.front().declined.empty())
-    throw std::invalid_argument(
-        message(operation, ": no kernel for m=", problem.m, ", n=", problem.n, ", k=", problem.k,
-                " on compute capability ", device.arch / 10, ".", device.arch % 10, ":\n",
-                describe(choice)));
+    throw std::invalid_argument(message(operation, ": no kernel for m=", problem.m,
+                                        ", n=", problem.n, ", k=", problem.k,
+                                        " on compute capability ", device.arch / 10, ".",
+                                        device.arch % 10, ":\n", describe(choice)));
   choice.tile = choice.candidates.front().tile;
   choice.splits = choice.candidates.front().splits;
   return choice;

@@ -12,13 +12,13 @@ namespace tfq::cuda {
 
 struct ProductProblem {
   int64_t m, n, k;
-  int64_t workspace;  // int32 values for split-K: sums and counters
+  int64_t workspace;            // int32 values for split-K: sums and counters
   const char* not_copied = "";  // why the copy engine cannot bring the rows of A; "" if it can
 };
 
 struct Candidate {
-  int tile;    // index into kTiles
-  int splits;  // parts of k
+  int tile;              // index into kTiles
+  int splits;            // parts of k
   double cycles;         // modelled time, of one multiprocessor
   std::string declined;  // why it cannot run; empty if it can
 };

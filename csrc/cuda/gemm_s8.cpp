@@ -15,8 +15,8 @@ void gemm_s8(const GemmArgs& args, const ProductOptions& options, const Launch& 
       choose_product("gemm_s8", problem, device, options.tile, options.splits);
   const Tile& tile = kTiles[choice.tile];
   GemmLaunch product =
-      product_launch(args.epilogue, options, problem,
-                     static_cast<const int8_t*>(args.weight.data), tile, choice.splits);
+      product_launch(args.epilogue, options, problem, static_cast<const int8_t*>(args.weight.data),
+                     tile, choice.splits);
   product.x = args.x;
   const DeviceGuard guard(launch.device);
   if (tile.level == Level::kSm90) {

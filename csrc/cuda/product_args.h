@@ -14,7 +14,9 @@ constexpr int kBlockK = 64;
 static TFQ_HOST_DEVICE constexpr int64_t packed_rows(int64_t n) {
   return (n + kChannelGroup - 1) / kChannelGroup * kChannelGroup;
 }
-static TFQ_HOST_DEVICE constexpr int64_t packed_depth(int64_t k) { return (k + kBlockK - 1) / kBlockK * kBlockK; }
+static TFQ_HOST_DEVICE constexpr int64_t packed_depth(int64_t k) {
+  return (k + kBlockK - 1) / kBlockK * kBlockK;
+}
 
 struct SplitK {
   int32_t count;
@@ -36,8 +38,8 @@ struct GemmLaunch {
 };
 
 struct ConvLaunch {
-  const uint8_t* x;   // (batch, in_h, in_w, channels), 16-byte aligned
-  const uint8_t* x2;  // (batch, in_h, in_w, channels2) or null: channels after those of x
+  const uint8_t* x;             // (batch, in_h, in_w, channels), 16-byte aligned
+  const uint8_t* x2;            // (batch, in_h, in_w, channels2) or null: channels after those of x
   int32_t channels, channels2;  // multiples of 16
   int32_t in_h, in_w, out_h, out_w;
   int32_t kernel_h, kernel_w, stride_h, stride_w, pad_top, pad_left;

@@ -30,8 +30,8 @@ void check_product(const char* operation, const Epilogue& e, int64_t m, int64_t 
   TFQ_CHECK(!(e.out_dtype == DType::kUInt8 && e.quantized_out), operation,
             ": a second output needs a float first one");
   TFQ_CHECK(e.rows_per_group < (int64_t{1} << 31) && e.rows_per_sample < (int64_t{1} << 31),
-            operation, ": rows per group and per sample must be below 2^31, got ",
-            e.rows_per_group, " and ", e.rows_per_sample);
+            operation, ": rows per group and per sample must be below 2^31, got ", e.rows_per_group,
+            " and ", e.rows_per_sample);
   check_aligned(operation, "weight_scale", e.weight_scale);
   check_aligned(operation, "weight_sum", e.weight_sum);
   check_aligned(operation, "bias", e.bias);

@@ -60,11 +60,10 @@ void launch(void (*kernel)(Args), const LaunchConfig& config, const Args& args) 
                        config);
   }
   void* parameters[] = {const_cast<Args*>(&args)};
-  cuda::check_launch(
-      cudaLaunchKernel(symbol, dim3(config.grid.x, config.grid.y, config.grid.z),
-                       dim3(config.threads), parameters, config.shared_bytes,
-                       static_cast<cudaStream_t>(config.stream)),
-      config);
+  cuda::check_launch(cudaLaunchKernel(symbol, dim3(config.grid.x, config.grid.y, config.grid.z),
+                                      dim3(config.threads), parameters, config.shared_bytes,
+                                      static_cast<cudaStream_t>(config.stream)),
+                     config);
 }
 
 }  // namespace tfq::simt

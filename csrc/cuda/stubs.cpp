@@ -5,8 +5,9 @@ namespace tfq::cuda {
 namespace {
 
 [[noreturn]] void without_cuda(const char* operation) {
-  throw CudaError(std::string(operation) +
-                  ": this build of tfq has no CUDA kernels; build it where nvcc is, with TFQ_CUDA=ON");
+  throw CudaError(
+      std::string(operation) +
+      ": this build of tfq has no CUDA kernels; build it where nvcc is, with TFQ_CUDA=ON");
 }
 
 }  // namespace

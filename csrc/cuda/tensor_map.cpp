@@ -1,5 +1,5 @@
-// cuTensorMapEncodeTiled is the driver's; asked for at run time, so that the module loads where there
-// is no driver.
+// cuTensorMapEncodeTiled is the driver's; asked for at run time, so that the module loads where
+// there is no driver.
 #include "cuda/tensor_map.h"
 
 #include <cuda.h>
@@ -29,8 +29,9 @@ Function driver_function(const char* name) {
 void check(CUresult status, const char* call, int64_t rows, int64_t row_bytes, int box_rows,
            int box_bytes) {
   if (status != CUDA_SUCCESS)
-    throw CudaError(message("CUDA: ", call, " failed with code ", static_cast<int>(status), " for (",
-                            rows, ", ", row_bytes, ") and a box (", box_rows, ", ", box_bytes, ")"));
+    throw CudaError(message("CUDA: ", call, " failed with code ", static_cast<int>(status),
+                            " for (", rows, ", ", row_bytes, ") and a box (", box_rows, ", ",
+                            box_bytes, ")"));
 }
 
 CUtensorMapSwizzle native(Swizzle swizzle) {

@@ -13,21 +13,21 @@ struct alignas(64) TensorMap {
 // How shared memory is permuted: 16-byte chunks within rows of that many bytes.
 enum class Swizzle : int { kNone = 0, k32 = 32, k64 = 64, k128 = 128 };
 
-// A matrix (rows, row_bytes) of bytes, of which a copy takes (box_rows, box_bytes); what lies outside
-// the matrix is zero. `base` and row_bytes are multiples of 16, box_rows at most 256, box_bytes at
-// most the swizzle's. Throws CudaError with CUDA's code if the driver refuses.
+// A matrix (rows, row_bytes) of bytes, of which a copy takes (box_rows, box_bytes); what lies
+// outside the matrix is zero. `base` and row_bytes are multiples of 16, box_rows at most 256,
+// box_bytes at most the swizzle's. Throws CudaError with CUDA's code if the driver refuses.
 TensorMap matrix_map(const void* base, int64_t rows, int64_t row_bytes, int box_rows, int box_bytes,
                      Swizzle swizzle);
 
-// Where the taps of a convolution begin: output (y, x) reads from (y * stride_h - pad_top, x * stride_w -
-// pad_left) on.
+// Where the taps of a convolution begin: output (y, x) reads from (y * stride_h - pad_top, x *
+// stride_w - pad_left) on.
 struct TapOrigins {
   int out_h, out_w, stride_h, stride_w, pad_top, pad_left;
 };
 
-// Images (batch, height, width, channels) of bytes, of which a copy takes `box_bytes` channels of one tap
-// of `box_rows` outputs one after another, row by row and image by image; what lies outside is zero.
-// `base` and channels are multiples of 16, and im2col_fits.
+// Images (batch, height, width, channels) of bytes, of which a copy takes `box_bytes` channels of
+// one tap of `box_rows` outputs one after another, row by row and image by image; what lies outside
+// is zero. `base` and channels are multiples of 16, and im2col_fits.
 TensorMap image_map(const void* base, int64_t batch, int64_t height, int64_t width,
                     int64_t channels, const TapOrigins& taps, int box_rows, int box_bytes,
                     Swizzle swizzle);

@@ -16,7 +16,8 @@ constexpr int kWarpgroup = 128;  // threads
 
 // A block computes (block_m, block_n) outputs with warps_m x warps_n warps; `stages` buffers of
 // block_k depth. blocks = resident blocks the registers must allow. At sm_90 the warps are in
-// warpgroups along m, one more warpgroup fills the stages, and the epilogue does not share their memory.
+// warpgroups along m, one more warpgroup fills the stages, and the epilogue does not share their
+// memory.
 struct Tile {
   const char* name;
   Level level;
@@ -38,15 +39,15 @@ struct Tile {
 // shared memory hold one block.
 //
 //      block_m, block_n, warps_m, warps_n, stages, blocks
-#define TFQ_CUDA_TILES(TILE)    \
-  TILE(128, 160, 2, 2, 4, 1)    \
-  TILE(128, 160, 4, 2, 4, 1)    \
-  TILE(128, 128, 2, 2, 4, 1)    \
-  TILE(64, 160, 2, 2, 4, 2)     \
+#define TFQ_CUDA_TILES(TILE) \
+  TILE(128, 160, 2, 2, 4, 1) \
+  TILE(128, 160, 4, 2, 4, 1) \
+  TILE(128, 128, 2, 2, 4, 1) \
+  TILE(64, 160, 2, 2, 4, 2)  \
   TILE(64, 64, 2, 2, 5, 4)
 
-// As many stages as fit into 227 KiB. Two warpgroups multiply, for one alone leaves the tensor cores
-// waiting; 64 rows have work for one.
+// As many stages as fit into 227 KiB. Two warpgroups multiply, for one alone leaves the tensor
+// cores waiting; 64 rows have work for one.
 //
 //      block_m, block_n, warpgroups, stages
 #define TFQ_CUDA_TILES_SM90(TILE) \
@@ -65,7 +66,7 @@ constexpr Tile kTiles[] = {
 #undef TFQ_TILE
 #define TFQ_TILE(m, n, groups, stages) \
   {#m "x" #n "x128_wg" #groups, Level::kSm90, m, n, kBlockKSm90, 4 * groups, 1, stages, 1},
-    TFQ_CUDA_TILES_SM90(TFQ_TILE)
+        TFQ_CUDA_TILES_SM90(TFQ_TILE)
 #undef TFQ_TILE
 };
 constexpr int kTileCount = sizeof(kTiles) / sizeof(kTiles[0]);

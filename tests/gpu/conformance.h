@@ -1,5 +1,5 @@
-// What the programs that compare a card with its emulation share: memory both sides read, and the end
-// of a launch. Built with nvcc for the card, with the C++ compiler for the emulation.
+// What the programs that compare a card with its emulation share: memory both sides read, and the
+// end of a launch. Built with nvcc for the card, with the C++ compiler for the emulation.
 #pragma once
 
 #include <cstddef>

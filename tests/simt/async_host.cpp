@@ -87,8 +87,8 @@ class Matrix {
   // The 32 bytes of a row, each extended to 16 bits.
   template <typename Byte>
   void read(int row, int16_t* out) const {
-    const uint32_t begin = address_ + static_cast<uint32_t>(row / 8) * group_ +
-                           static_cast<uint32_t>(row % 8) * row_;
+    const uint32_t begin =
+        address_ + static_cast<uint32_t>(row / 8) * group_ + static_cast<uint32_t>(row % 8) * row_;
     for (uint32_t chunk = 0; chunk < 2; ++chunk) {
       const unsigned char* bytes =
           shared_bytes(swizzled(begin + 16 * chunk, static_cast<int>(row_)), 16);
@@ -109,8 +109,7 @@ void multiply(const Product& product, int32_t* sums) {
   int16_t a_rows[2][kDepth];
   int16_t b_rows[kMostColumns / 4][kDepth];
   int32_t c[2 * kMostColumns / 4];  // (2, columns)
-  for (int half = 0; half < 2; ++half)
-    a.read<uint8_t>(wgmma_c(thread, 2 * half).row, a_rows[half]);
+  for (int half = 0; half < 2; ++half) a.read<uint8_t>(wgmma_c(thread, 2 * half).row, a_rows[half]);
   const int columns = product.columns / 4;
   for (int i = 0; i < columns; ++i) {
     const int reg = 4 * (i / 2) + i % 2;
@@ -154,7 +153,8 @@ void wait_barrier(uint32_t offset, uint32_t parity) {
   while (barrier_at(offset).parity == parity) wait_event(offset, "an mbarrier");
 }
 
-void queue_bulk_copy(uint32_t barrier, uint32_t target, uint32_t bytes, std::function<void()> copy) {
+void queue_bulk_copy(uint32_t barrier, uint32_t target, uint32_t bytes,
+                     std::function<void()> copy) {
   constexpr uint32_t kAlignment = 128;
   if (target % kAlignment) fail("a bulk copy needs a target that is a multiple of 128");
   barrier_at(barrier);

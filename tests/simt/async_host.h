@@ -1,9 +1,9 @@
 // What Hopper does on its own while threads go on: mbarriers, bulk copies into shared memory and
 // products of a warpgroup. All of it belongs to the block that runs.
 //
-// With eager copies an operation happens when it is asked for. With lazy ones a bulk copy happens only
-// when no thread can go on without it, a product only when it is waited for; until then what it will
-// write is poisoned, and what it will read may still change.
+// With eager copies an operation happens when it is asked for. With lazy ones a bulk copy happens
+// only when no thread can go on without it, a product only when it is waited for; until then what
+// it will write is poisoned, and what it will read may still change.
 #pragma once
 
 #include <cstdint>
@@ -31,8 +31,8 @@ void queue_product(const Product& product);
 void commit_products();
 void wait_products(int groups_left);
 
-// For simt_host.cpp: a block begins; nobody can go on (performs one copy, or returns false); a block
-// has ended (what is wrong with that, or "").
+// For simt_host.cpp: a block begins; nobody can go on (performs one copy, or returns false); a
+// block has ended (what is wrong with that, or "").
 void begin_async(int threads);
 bool advance_async();
 std::string end_async();

@@ -31,7 +31,8 @@ constexpr Coordinate ldmatrix_x4(int lane, int reg, int byte) {
 // wgmma.m64nNk32: register `reg` of thread `thread` of the warpgroup in the accumulator (64, N).
 constexpr Coordinate wgmma_c(int thread, int reg) {
   const int lane = thread % 32;
-  return {16 * (thread / 32) + lane / 4 + 8 * (reg / 2 % 2), 8 * (reg / 4) + 2 * (lane % 4) + reg % 2};
+  return {16 * (thread / 32) + lane / 4 + 8 * (reg / 2 % 2),
+          8 * (reg / 4) + 2 * (lane % 4) + reg % 2};
 }
 
 // Where the byte at `address` of shared memory lies under the swizzle of `row` bytes (128, 64, 32):

@@ -199,7 +199,8 @@ void run_product(const Problem& p) {
 // Of the activation kernels the memory is what is looked at; plain quantisation is compared too.
 void run_activations() {
   const int64_t batch = pick(1, 3), pixels = pick(1, 150), groups = pick(1, 4);
-  const int64_t channels = 8 * groups * pick(1, 6), channels2 = pick(0, 1) * 8 * groups * pick(1, 3);
+  const int64_t channels = 8 * groups * pick(1, 6),
+                channels2 = pick(0, 1) * 8 * groups * pick(1, 3);
   const int64_t total = channels + channels2;
   const DType dtypes[] = {DType::kFloat32, DType::kBFloat16, DType::kFloat16};
   const DType dtype = dtypes[pick(0, 2)];
@@ -217,19 +218,41 @@ void run_activations() {
     qparams.data[3 * i + 2] = static_cast<float>(pick(0, 255));
   }
   Buffer<float> workspace(cuda::image_workspace(batch, pixels, total));
-  cuda::group_norm_silu_quantize(
-      {x.data, channels2 ? x2.data : nullptr, dtype, batch, pixels, channels, channels2, groups,
-       1e-5f, pick(0, 1) == 1, affine.data, affine.data, 0, {qparams.data, 3}, dynamic, out.data},
-      workspace.data, {0, nullptr});
+  cuda::group_norm_silu_quantize({x.data,
+                                  channels2 ? x2.data : nullptr,
+                                  dtype,
+                                  batch,
+                                  pixels,
+                                  channels,
+                                  channels2,
+                                  groups,
+                                  1e-5f,
+                                  pick(0, 1) == 1,
+                                  affine.data,
+                                  affine.data,
+                                  0,
+                                  {qparams.data, 3},
+                                  dynamic,
+                                  out.data},
+                                 workspace.data, {0, nullptr});
   const int64_t rows = batch * pixels;
   Buffer<uint8_t> row_out(rows * channels);
-  cuda::layer_norm_quantize({x.data, dtype, rows, channels, 1e-5f, affine.data, nullptr,
-                             {qparams.data, 3}, 1, dynamic, row_out.data},
+  cuda::layer_norm_quantize({x.data,
+                             dtype,
+                             rows,
+                             channels,
+                             1e-5f,
+                             affine.data,
+                             nullptr,
+                             {qparams.data, 3},
+                             1,
+                             dynamic,
+                             row_out.data},
                             {0, nullptr});
   if (channels % 16 == 0)
-    cuda::geglu_quantize({x.data, dtype, rows, channels / 2, {qparams.data, 3}, 1, dynamic,
-                          row_out.data},
-                         {0, nullptr});
+    cuda::geglu_quantize(
+        {x.data, dtype, rows, channels / 2, {qparams.data, 3}, 1, dynamic, row_out.data},
+        {0, nullptr});
   const int64_t group_size = pick(0, 1) ? channels : pixels * channels;
   const int64_t count = rows * channels / group_size;
   Buffer<float> row_workspace(cuda::image_workspace(count, 1, group_size));

@@ -5,8 +5,8 @@
 
 namespace tfq::simt {
 
-// c (rows, columns) += a (rows, depth) times the transpose of b (columns, depth), all dense. Values of
-// a and b are of 8 bits, signed or not; 16 hold either.
+// c (rows, columns) += a (rows, depth) times the transpose of b (columns, depth), all dense. Values
+// of a and b are of 8 bits, signed or not; 16 hold either.
 void multiply_add(int32_t* c, const int16_t* a, const int16_t* b, int rows, int columns, int depth);
 
 }  // namespace tfq::simt

@@ -22,11 +22,10 @@ inline void load_box(uint32_t target, const TensorMap& map, uint32_t barrier, in
 inline void load_taps(uint32_t target, const TensorMap& map, uint32_t barrier,
                       const FirstTap& first, int tap_y, int tap_x, int channel) {
   const auto fields = simt::fields_of<simt::ImageMap>(map);
-  simt::queue_bulk_copy(barrier, target, static_cast<uint32_t>(fields.box_rows * fields.box_bytes),
-                        [=] {
-                          simt::copy_taps(fields, target, first.image, first.y, first.x, tap_y,
-                                          tap_x, channel);
-                        });
+  simt::queue_bulk_copy(
+      barrier, target, static_cast<uint32_t>(fields.box_rows * fields.box_bytes), [=] {
+        simt::copy_taps(fields, target, first.image, first.y, first.x, tap_y, tap_x, channel);
+      });
 }
 inline void prefetch_map(const TensorMap&) {}
 

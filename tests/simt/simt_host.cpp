@@ -1,5 +1,3 @@
-#include "cuda/simt.h"
-
 #include <sanitizer/asan_interface.h>
 
 #include <algorithm>
@@ -11,10 +9,11 @@
 #include <stdexcept>
 
 #include "async_host.h"
+#include "cuda/simt.h"
 
-// void tfq_simt_switch(void** from, void* to): stores the stack pointer in *from and goes on where `to`
-// was stored. swapcontext would also exchange signal masks, a system call each time, and most of the
-// time of a run.
+// void tfq_simt_switch(void** from, void* to): stores the stack pointer in *from and goes on where
+// `to` was stored. swapcontext would also exchange signal masks, a system call each time, and most
+// of the time of a run.
 extern "C" void tfq_simt_switch(void** from, void* to);
 asm(R"(
 .pushsection .text
@@ -179,8 +178,8 @@ void perform(const Copy& copy) {
   }
 }
 
-// The stack of a thread that begins in fibre_main: tfq_simt_switch takes six registers and the address
-// from it, and leaves it aligned as after a call.
+// The stack of a thread that begins in fibre_main: tfq_simt_switch takes six registers and the
+// address from it, and leaves it aligned as after a call.
 void* initial_stack(unsigned char* stack) {
   constexpr size_t kSavedRegisters = 6, kAlignment = 16;
   ASAN_UNPOISON_MEMORY_REGION(stack, kStackBytes);  // the frames of the thread before never ended

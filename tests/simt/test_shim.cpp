@@ -22,7 +22,8 @@ void fragments_match_the_oracle(const char* path) {
     if (instruction == "ldmatrix") at = simt::ldmatrix_x4(lane, reg, byte);
     if (operand == "a") at = simt::mma_a(lane, reg, byte);
     if (operand == "b") at = simt::mma_b(lane, reg, byte);
-    if (operand == "c") at = instruction == "mma" ? simt::mma_c(lane, reg) : simt::wgmma_c(lane, reg);
+    if (operand == "c")
+      at = instruction == "mma" ? simt::mma_c(lane, reg) : simt::wgmma_c(lane, reg);
     if (instruction == "swizzle") {
       const int row_bytes = std::stoi(operand);
       at.column = static_cast<int>(

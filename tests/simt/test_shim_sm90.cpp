@@ -40,8 +40,8 @@ bool reports(void (*kernel)(Args), const char* text, Args args = {}) {
 }
 
 void for_each_schedule(void (*check)()) {
-  for (const auto order : {simt::Order::kForward, simt::Order::kReverse, simt::Order::kShuffled,
-                           simt::Order::kGreedy})
+  for (const auto order :
+       {simt::Order::kForward, simt::Order::kReverse, simt::Order::kShuffled, simt::Order::kGreedy})
     for (const bool lazy : {false, true}) {
       simt::options() = {order, lazy, 5, 0};
       check();

@@ -15,15 +15,12 @@ void conv2d_s8(const ConvArgs& args) {
                          g.out_h == g.in_h && g.out_w == g.in_w;
   const bool in_place = pointwise && k % kBlockK == 0;
   const int64_t strip_bytes = g.kernel_w * g.channels;
-  const StripSource strips{g.kernel_h,
-                           slab_row_bytes(g),
-                           strip_bytes / kQuad,
-                           g.channels * g.stride_h * g.stride_w,
-                           slab_bytes,
-                           copy_slab};
+  const StripSource strips{g.kernel_h,          slab_row_bytes(g),
+                           strip_bytes / kQuad, g.channels * g.stride_h * g.stride_w,
+                           slab_bytes,          copy_slab};
   const bool whole_quads = !in_place && strip_bytes % kQuad == 0;
-  run_gemm({in_place ? args.x : nullptr, k, gather_rows, whole_quads ? &strips : nullptr, &args}, g.batch * g.out_h * g.out_w,
-           g.out_channels, k, args.weight, args.epilogue);
+  run_gemm({in_place ? args.x : nullptr, k, gather_rows, whole_quads ? &strips : nullptr, &args},
+           g.batch * g.out_h * g.out_w, g.out_channels, k, args.weight, args.epilogue);
 }
 
 }  // namespace tfq::cpu

@@ -15,8 +15,8 @@ void gather_rows(const void* context, int64_t row_first, int64_t rows, uint8_t* 
                  int64_t out_stride);
 
 // The same without copying a value once per tap: the part of the padded (and enlarged) image under
-// these positions, rows of slab_row_bytes. The strips of a position, kernel_w * channels bytes of each
-// of kernel_h rows, begin at its address.
+// these positions, rows of slab_row_bytes. The strips of a position, kernel_w * channels bytes of
+// each of kernel_h rows, begin at its address.
 int64_t slab_row_bytes(const ConvGeometry& geometry);
 int64_t slab_bytes(const void* context, int64_t row_first, int64_t rows);
 void copy_slab(const void* context, int64_t row_first, int64_t rows, uint8_t* slab,

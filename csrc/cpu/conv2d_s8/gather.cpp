@@ -1,6 +1,7 @@
-// The left operand of the implicit GEMM, one task at a time (in L2): never the whole im2col matrix. In
-// NHWC the taps of one kernel row are contiguous. A gathered row is kernel_h copies of them; a slab is
-// the task's part of the padded (and enlarged) image, in which the rows lie as kernel_h strips each.
+// The left operand of the implicit GEMM, one task at a time (in L2): never the whole im2col matrix.
+// In NHWC the taps of one kernel row are contiguous. A gathered row is kernel_h copies of them; a
+// slab is the task's part of the padded (and enlarged) image, in which the rows lie as kernel_h
+// strips each.
 #include <cstring>
 
 #include "common/math.h"
@@ -77,8 +78,7 @@ const uint8_t* image_at(const ConvArgs& args, int64_t image) {
 
 int zero_point_of(const ConvArgs& args, int64_t row) {
   const QParams& qparams = args.epilogue.input;
-  return static_cast<int>(
-      qparams.data[row / args.epilogue.rows_per_group * qparams.stride + 2]);
+  return static_cast<int>(qparams.data[row / args.epilogue.rows_per_group * qparams.stride + 2]);
 }
 
 }  // namespace
@@ -124,8 +124,8 @@ void copy_slab(const void* context, int64_t row_first, int64_t rows, uint8_t* sl
   for (int64_t i = 0; i < rows; ++i) {
     const int64_t row = row_first + i, image = row / (g.out_w * g.out_h);
     const int64_t y = row / g.out_w % g.out_h - layout.first_row(image), x = row % g.out_w;
-    addresses[i] = slab + (layout.begin(image) + y * g.stride_h) * row_bytes +
-                   x * g.stride_w * g.channels;
+    addresses[i] =
+        slab + (layout.begin(image) + y * g.stride_h) * row_bytes + x * g.stride_w * g.channels;
   }
 }
 

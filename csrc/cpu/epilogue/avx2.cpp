@@ -2,8 +2,8 @@
 #include "common/math.h"
 #include "cpu/epilogue/epilogue.h"
 #include "cpu/norm_act/activation.h"
-#include "cpu/vector_avx2.h"
 #include "cpu/simd_avx2.h"
+#include "cpu/vector_avx2.h"
 
 namespace tfq::cpu {
 namespace {

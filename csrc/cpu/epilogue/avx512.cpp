@@ -1,9 +1,9 @@
 // Epilogue, AVX-512: 16 columns a vector. The per-column coefficients (z * weight_sum, s *
 // weight_scale, bias + temporal) depend on the row only through its group and sample. They live in
-// registers, three per vector, for the run of rows that shares both: whole images of a convolution, a
-// single row for per-token scales. What else varies between calls (types, a residual) is a template
-// argument, so that a vector takes four operations, a load and a store: 24 of them hide in the tail of
-// a block of products.
+// registers, three per vector, for the run of rows that shares both: whole images of a convolution,
+// a single row for per-token scales. What else varies between calls (types, a residual) is a
+// template argument, so that a vector takes four operations, a load and a store: 24 of them hide in
+// the tail of a block of products.
 #include "common/math.h"
 #include "cpu/epilogue/epilogue.h"
 #include "cpu/norm_act/activation.h"
@@ -49,8 +49,7 @@ inline void store_run(const Coefficients<Vectors>& k, const EpilogueBlock& block
   const int64_t acc_stride = block.acc_stride, n = block.n;
   const void* const residual = e.residual;
   void* const out = e.out;
-  uint8_t* const quantized =
-      Out == DType::kUInt8 ? static_cast<uint8_t*>(e.out) : e.quantized_out;
+  uint8_t* const quantized = Out == DType::kUInt8 ? static_cast<uint8_t*>(e.out) : e.quantized_out;
   const bool is_activated = e.activation == Activation::kSilu;
   __m512 r = _mm512_setzero_ps(), z = r;
   if (quantized != nullptr) {
@@ -64,18 +63,16 @@ inline void store_run(const Coefficients<Vectors>& k, const EpilogueBlock& block
       const int64_t i = index + v * 16;
       const __m512i sum =
           _mm512_sub_epi32(_mm512_loadu_si512(acc + v * 16), k.correction_i32x16[v]);
-      __m512 y =
-          _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), k.scale_f32x16[v], k.offset_f32x16[v]);
+      __m512 y = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum), k.scale_f32x16[v], k.offset_f32x16[v]);
       if (kResidual != Residual::kNone)
-        y = _mm512_add_ps(y, load_f32x16(residual,
-                                         kResidual == Residual::kFloat32 ? DType::kFloat32
-                                                                         : DType::kBFloat16,
-                                         i, masks[v]));
+        y = _mm512_add_ps(
+            y, load_f32x16(residual,
+                           kResidual == Residual::kFloat32 ? DType::kFloat32 : DType::kBFloat16, i,
+                           masks[v]));
       if (is_activated) silu<VectorAvx512>(y);
       if (quantized != nullptr)
         _mm_mask_storeu_epi8(quantized + i, masks[v], quantize_u8x16(y, r, z));
-      if (Out == DType::kFloat32)
-        _mm512_mask_storeu_ps(static_cast<float*>(out) + i, masks[v], y);
+      if (Out == DType::kFloat32) _mm512_mask_storeu_ps(static_cast<float*>(out) + i, masks[v], y);
       if (Out == DType::kBFloat16)
         _mm256_mask_storeu_epi16(static_cast<uint16_t*>(out) + i, masks[v], f32x16_to_bf16(y));
     }

@@ -136,7 +136,7 @@ void block(const GemmBlock& p) {
 }  // namespace
 
 extern const gemm_s8_kernel gemm_s8_32x32_amx;
-const gemm_s8_kernel gemm_s8_32x32_amx = {kRows, kColumns, kTileRows, kBlockK,
-                                          begin, end,      block,     block,     nullptr};
+const gemm_s8_kernel gemm_s8_32x32_amx = {kRows, kColumns, kTileRows, kBlockK, begin,
+                                          end,   block,    block,     nullptr};
 
 }  // namespace tfq::cpu

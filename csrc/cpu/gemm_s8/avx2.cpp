@@ -150,7 +150,7 @@ void block_s4(const GemmBlock& p) { kByRowsS4[p.rows - 1](p); }
 }  // namespace
 
 extern const gemm_s8_kernel gemm_s8_6x64_avx2;
-const gemm_s8_kernel gemm_s8_6x64_avx2 = {kRows,   kColumns, 1,     kStep,
-                                          nullptr, nullptr,  block, block_s4, nullptr};
+const gemm_s8_kernel gemm_s8_6x64_avx2 = {kRows,   kColumns, 1,        kStep,  nullptr,
+                                          nullptr, block,    block_s4, nullptr};
 
 }  // namespace tfq::cpu

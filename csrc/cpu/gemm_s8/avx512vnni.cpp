@@ -65,8 +65,7 @@ inline void store(const Sums<Rows, Panels>& acc, int32_t* out) {
   for (int i = 0; i < Rows; ++i) {
 #pragma GCC unroll 8
     for (int j = 0; j < Panels; ++j)
-      _mm512_store_si512(out + i * (kPanels * kPanelColumns) + j * kPanelColumns,
-                         acc.i32x16[i][j]);
+      _mm512_store_si512(out + i * (kPanels * kPanelColumns) + j * kPanelColumns, acc.i32x16[i][j]);
   }
 }
 

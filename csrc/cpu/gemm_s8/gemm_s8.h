@@ -35,11 +35,12 @@ struct gemm_s8_kernel {
   void (*begin)();        // before and after the blocks one thread computes; may be null
   void (*end)();
   void (*block)(const GemmBlock&);
-  void (*block_s4)(const GemmBlock&);  // the same where b is known to lie in [-15, 15]
+  void (*block_s4)(const GemmBlock&);      // the same where b is known to lie in [-15, 15]
   void (*strip_block)(const StripBlock&);  // may be null
 };
 
-// A left operand whose rows overlap in memory, so that they are copied as one slab and read from there.
+// A left operand whose rows overlap in memory, so that they are copied as one slab and read from
+// there.
 struct StripSource {
   int64_t strips, strip_stride, strip_quads;
   int64_t row_bytes;  // of a slab, about, for each row of a large one

@@ -23,7 +23,7 @@ void block(const GemmBlock& p) {
 }  // namespace
 
 extern const gemm_s8_kernel gemm_s8_4x16_scalar;
-const gemm_s8_kernel gemm_s8_4x16_scalar = {kRows,   kPanelColumns, 1,     kQuad,
-                                            nullptr, nullptr,       block, block, nullptr};
+const gemm_s8_kernel gemm_s8_4x16_scalar = {kRows,   kPanelColumns, 1,     kQuad,  nullptr,
+                                            nullptr, block,         block, nullptr};
 
 }  // namespace tfq::cpu

@@ -20,8 +20,8 @@ struct GemmMachine {
   int64_t l2_bytes;  // of one core
 };
 
-// `row_bytes`: what a row of the left operand takes in the cache. `least_rows`: rows that make up for
-// what a task does once per weight; fewer only where m is less.
+// `row_bytes`: what a row of the left operand takes in the cache. `least_rows`: rows that make up
+// for what a task does once per weight; fewer only where m is less.
 GemmSchedule schedule_gemm(int64_t m, int64_t n, int64_t k, int64_t row_bytes, int64_t least_rows,
                            const GemmMachine& machine);
 

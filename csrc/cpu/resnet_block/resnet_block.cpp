@@ -1,6 +1,6 @@
-// The operations of a ResBlock, image by image where an image's activations outweigh the weights: then
-// they stay in L2 from one operation to the next, and a thread that has images of its own waits for
-// nobody. Small images go through each operation together, which reads the weights once.
+// The operations of a ResBlock, image by image where an image's activations outweigh the weights:
+// then they stay in L2 from one operation to the next, and a thread that has images of its own
+// waits for nobody. Small images go through each operation together, which reads the weights once.
 #include "cpu/resnet_block/resnet_block.h"
 
 #include "common/math.h"
@@ -16,8 +16,8 @@ namespace {
 
 constexpr int kBlockSlot = 3;
 constexpr int64_t kAlignment = 64;
-// Bytes of weights for each byte of an image's activations up to which images go one by one. Weights of
-// 0.6 MB gain at 16x16 pixels of 256 channels (0.26 MB) and would lose at 8x8.
+// Bytes of weights for each byte of an image's activations up to which images go one by one.
+// Weights of 0.6 MB gain at 16x16 pixels of 256 channels (0.26 MB) and would lose at 8x8.
 constexpr int64_t kWeightShare = 4;
 
 int64_t element_bytes(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
@@ -82,13 +82,13 @@ struct Workspace {
     shortcut_sum = reinterpret_cast<float*>(memory + offsets[7]);
   }
 
-  uint8_t *q1, *q2;             // inputs of the convolutions
-  void* hidden;                 // between them
-  float *qparams1, *qparams2;   // dynamic ones, of each image
-  uint8_t* shortcut_q;          // a source, quantised by pixel
-  float* shortcut_qparams;      // of each pixel
-  void* shortcut;               // its result
-  float* shortcut_sum;          // the first of two sources alone
+  uint8_t *q1, *q2;            // inputs of the convolutions
+  void* hidden;                // between them
+  float *qparams1, *qparams2;  // dynamic ones, of each image
+  uint8_t* shortcut_q;         // a source, quantised by pixel
+  float* shortcut_qparams;     // of each pixel
+  void* shortcut;              // its result
+  float* shortcut_sum;         // the first of two sources alone
 };
 
 // Norm, activation, convolution.
@@ -108,7 +108,12 @@ void run_shortcut(const ResnetBlockArgs& args, const GroupNormArgs& norm1, const
   const int64_t rows = norm1.batch * norm1.pixels;
   for (int64_t i = 0; i < args.shortcuts; ++i) {
     GemmArgs product = args.shortcut[i];
-    quantize({sources[i], norm1.x_dtype, rows, product.k, {nullptr, 0}, w.shortcut_qparams,
+    quantize({sources[i],
+              norm1.x_dtype,
+              rows,
+              product.k,
+              {nullptr, 0},
+              w.shortcut_qparams,
               w.shortcut_q});
     const bool last = i == args.shortcuts - 1;
     product.x = w.shortcut_q;

@@ -1,5 +1,5 @@
-// A whole ResBlock in one call: the operations it consists of, with what passes between them in scratch
-// memory.
+// A whole ResBlock in one call: the operations it consists of, with what passes between them in
+// scratch memory.
 #pragma once
 
 #include "common/api.h"

@@ -33,9 +33,9 @@ constexpr int64_t kWinogradPositions = kWinogradPatch * kWinogradPatch;
 // Channels come in blocks of 64, and of 3 blocks in a chunk (192 <= 224).
 constexpr int64_t kWinogradBlock = 64;
 constexpr int64_t kWinogradChunkBlocks = 3;
-// int16 pairs of a block. A pair is channels (4j, 4j+2) or (4j+1, 4j+3): what splitting the words of
-// packed bytes yields. A strip is sixteen pairs of one kind; the two strips of a block follow each
-// other.
+// int16 pairs of a block. A pair is channels (4j, 4j+2) or (4j+1, 4j+3): what splitting the words
+// of packed bytes yields. A strip is sixteen pairs of one kind; the two strips of a block follow
+// each other.
 constexpr int64_t kWinogradStrip = 16;
 constexpr int64_t kWinogradPairs = 2 * kWinogradStrip;
 

@@ -119,9 +119,8 @@ struct WinogradBody {
 #pragma GCC unroll 6
             for (int i = 0; i < kPatch; ++i) columns[i][j] = rows[i];
           }
-          int16_t* out = p.taps +
-                         (pair + parity * kWinogradStrip) * kPanelColumns * 2 +
-                         part * kLanes * 2;
+          int16_t* out =
+              p.taps + (pair + parity * kWinogradStrip) * kPanelColumns * 2 + part * kLanes * 2;
 #pragma GCC unroll 6
           for (int i = 0; i < kPatch; ++i) {
             S16 rows[kPatch];

@@ -1,16 +1,16 @@
 // Writes fragments.tsv: where each lane's register bytes lie, from the layouts in CuTe's traits
 // (CUTLASS headers 4.2.0, pip package nvidia-cutlass; CUDA headers 13.0). Run by hand:
 //
-//   g++ -std=c++17 -I$CUTLASS/include -I$CUDA/include -I$CUDA/include/cccl generate_fragments.cpp -o g
+//   g++ -std=c++17 -I$CUTLASS/include -I$CUDA/include -I$CUDA/include/cccl generate_fragments.cpp
+//   -o g
 //   ./g > fragments.tsv
 //
 // Lines: instruction operand lane register byte row column. A register of the accumulator is whole.
 // Of the swizzles, a row and a 16-byte chunk of it, and the chunk's offset (as column); of the
 // descriptors an address, and the upper and the lower word (as row and column).
 #include <cstdio>
-
-#include <cute/atom/copy_traits_sm75.hpp>
 #include <cute/arch/mma_sm90_desc.hpp>
+#include <cute/atom/copy_traits_sm75.hpp>
 #include <cute/atom/mma_traits_sm80.hpp>
 #include <cute/atom/mma_traits_sm90_gmma.hpp>
 
@@ -24,7 +24,8 @@ void print_mma(const char* operand, Layout layout, int rows, int registers, int 
     for (int reg = 0; reg < registers; ++reg)
       for (int byte = 0; byte < bytes; ++byte) {
         const int index = static_cast<int>(layout(lane, reg * bytes + byte));
-        std::printf("mma %s %d %d %d %d %d\n", operand, lane, reg, byte, index % rows, index / rows);
+        std::printf("mma %s %d %d %d %d %d\n", operand, lane, reg, byte, index % rows,
+                    index / rows);
       }
 }
 
@@ -78,7 +79,8 @@ int main() {
     for (int reg = 0; reg < 4; ++reg)
       for (int byte = 0; byte < 4; ++byte) {
         const int index = static_cast<int>(destination(lane, reg * 32 + byte * 8));
-        std::printf("ldmatrix x4 %d %d %d %d %d\n", lane, reg, byte, row_of[index], bit_of[index] / 8);
+        std::printf("ldmatrix x4 %d %d %d %d %d\n", lane, reg, byte, row_of[index],
+                    bit_of[index] / 8);
       }
   print_wgmma();
   print_swizzle<gmma::Layout_K_SW128_Atom<unsigned char>>(128, gmma::LayoutType::B128);
