@@ -231,14 +231,14 @@ def is_standard_feed_forward(ff):
 def dot_products(config, dtype):
     """(compute_dtype, integer_backend) of an :class:`Attention` in a model of `dtype`.
 
-    "auto" is bfloat16 where the CPU multiplies it natively, else integers.
+    "auto" is integers, but bfloat16 where the CPU multiplies tiles of it (AMX), and float where the
+    activations are.
     """
     if config.attention == "int8":
         return None, config.backend
     if config.attention == "float" or config.backend == "reference":
         return None, None
-    # oneDNN calls bfloat16 supported where it only emulates it, at a fraction of float32's speed.
-    has_bf16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    if has_bf16 and "AVX512" in torch.backends.cpu.get_cpu_capability():
+    has_amx = torch.cpu._is_amx_tile_supported()
+    if has_amx and "AVX512" in torch.backends.cpu.get_cpu_capability():
         return torch.bfloat16 if dtype is torch.float32 else None, None
     return None, config.backend if config.activations == "int8" else None

@@ -64,7 +64,7 @@ class TfqConfig:
         Quantize the two halves of a skip concatenation with a range of their own in shortcuts.
     attention : {"auto", "float", "int8"}
         Dot products of attention: "float" runs them in the model's own dtype, "int8" on integers,
-        softmax included, "auto" in bfloat16 where the CPU multiplies it natively, else on integers.
+        softmax included, "auto" in bfloat16 where the CPU has AMX, else on integers.
     backend : {"native", "reference"}
         "reference" runs the same integers in plain torch.
     modules_to_not_convert : tuple of str
