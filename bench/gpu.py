@@ -23,7 +23,12 @@ from tfq import ops
 from tfq._version import __version__
 
 sys.path.append(str(pathlib.Path(__file__).resolve().parent.parent / "tests"))
-from operands import conv_operands, gemm_operands, group_norm_operands  # noqa: E402
+from operands import (  # noqa: E402
+    conv_operands,
+    gemm_operands,
+    group_norm_operands,
+    packed_weight,
+)
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 # (n, k) of SDXL's and SD1.5's linear layers.
@@ -177,6 +182,18 @@ def bandwidth_rows(seconds):
         for name, (call, moved) in calls.items():
             yield measure(
                 "bandwidth", f"{name} {rows}x{channels}", {"tfq": call}, seconds, moved=moved
+            )
+
+    for shape in [(10240, 1280), (1280, 1280, 3, 3)]:
+        for bits in (8, 4):
+            weight = on_card(packed_weight(shape, bits == 4, dtype=torch.bfloat16))
+            values = torch.Size(shape).numel()
+            yield measure(
+                "bandwidth",
+                f"dequantize_weight int{bits} {'x'.join(map(str, shape))}",
+                {"tfq": lambda i, w=weight: ops.dequantize_weight(**w)},
+                seconds,
+                moved=2 * values + values * bits // 8,
             )
 
 

@@ -13,6 +13,7 @@ set(TFQ_CUDA_SOURCES
 set(_tfq_cuda_kernels
   csrc/cuda/conv2d_s8_sm80.cu
   csrc/cuda/conv2d_s8_sm90.cu
+  csrc/cuda/dequantize_weight.cu
   csrc/cuda/gemm_s8_sm80.cu
   csrc/cuda/gemm_s8_sm90.cu
   csrc/cuda/image_quantize.cu

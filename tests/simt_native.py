@@ -216,6 +216,16 @@ class Simt:
         check()
         return q, result
 
+    def dequantize_weight(self, packed, scale, shape, *, zero_point=None, dtype=torch.float32):
+        """:func:`tfq.ops.dequantize_weight` of a 2-D shape."""
+        out, check = guarded_empty(shape, dtype)
+        self.native.cuda_dequantize_weight(
+            packed.data_ptr(), _address(zero_point), *shape, scale.data_ptr(), out.data_ptr(),
+            DTYPE_CODES[dtype], NOWHERE,
+        )  # fmt: skip
+        check()
+        return out
+
     def temporal_gather(self, table, rows, qparams=None, offsets=None):
         """:func:`tfq.ops.temporal_gather`."""
         out, check = guarded_empty((len(rows), table.shape[1]), torch.float32)

@@ -20,7 +20,14 @@ from tfq._ext import _C
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 KERNELS = ROOT / "csrc" / "cuda"
 SM90 = ("gemm_s8_sm90", "conv2d_s8_sm90")
-SOURCES = ("gemm_s8_sm80", "conv2d_s8_sm80", "image_quantize", "row_quantize", "temporal_gather")
+SOURCES = (
+    "gemm_s8_sm80",
+    "conv2d_s8_sm80",
+    "image_quantize",
+    "row_quantize",
+    "dequantize_weight",
+    "temporal_gather",
+)
 # SASS for each, 90a as such; PTX for what comes later.
 ARCHS = ("80", "86", "89", "90a", "120")
 # Of the tiles of csrc/cuda/tile.h, in its order. 65536 registers: a tile of 128 threads at 255 has two
@@ -191,6 +198,14 @@ def test_bandwidth_kernels_read_vectors(built, source, arch):
         assert total(counts, "LDG.E.128") > 0, name
         if "image_quantize" in name or "row_quantize" in name:
             assert total(counts, "STG.E.64") > 0, name
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_weights_are_written_as_vectors(built, arch):
+    cubin = built[0] / f"dequantize_weight.{arch}.cubin"
+    (counts,) = instructions(tool("nvdisasm"), cubin).values()
+    assert total(counts, "STG.E.128") >= 2, counts
+    assert total(counts, "LDL") == total(counts, "STL") == 0, counts
 
 
 @pytest.mark.parametrize("arch", ARCHS)

@@ -10,13 +10,15 @@ import torch
 from operands import (
     group_norm_operands,
     layer_norm_operands,
+    packed_weight,
     quantized_table_operands,
     random_qparams,
     strided_rows,
+    unaligned,
 )
 from tolerance import assert_qparams_close, assert_quantized_close, assert_same_bits
 
-from tfq import reference
+from tfq import ops, reference
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 SCHEDULES = pytest.mark.parametrize("order, lazy", simt_native.SCHEDULES[::2] + [(3, True)])
@@ -127,6 +129,38 @@ def test_geglu(simt, order, lazy, rows, channels):
         assert_quantized_close(q, reference.geglu_quantize(x, qparams=shared)[0], str(dtype))
 
 
+# Parts of a panel, of a block of 64 and of a run of 8; rows that are whole runs, and others.
+@SCHEDULES
+@pytest.mark.parametrize("four_bits", [False, True])
+@pytest.mark.parametrize(
+    "shape", [(1, 1), (5, 8), (16, 64), (33, 136), (40, 107), (17, 323)], ids=str
+)
+def test_dequantize_weight(simt, order, lazy, shape, four_bits):
+    simt.schedule(order, lazy, seed=2)
+    for dtype in FLOATS:
+        operands = packed_weight(shape, four_bits, dtype=dtype)
+        actual, expected = (
+            simt.dequantize_weight(**operands),
+            reference.dequantize_weight(**operands),
+        )
+        assert_same_bits(actual, expected, str(dtype))
+
+
+@pytest.mark.parametrize("four_bits", [False, True])
+def test_every_integer_dequantizes(simt, four_bits):
+    scale = torch.ones(256)
+    if four_bits:
+        zero_point = torch.arange(256, dtype=torch.uint8) // 16
+        q = torch.arange(256, dtype=torch.uint8)[:, None] % 16
+        packed, _ = ops.pack_weight_s4(q, zero_point)
+        actual = simt.dequantize_weight(packed, scale, (256, 1), zero_point=zero_point)
+        assert torch.equal(actual, (q.int() - zero_point.int()[:, None]).float())
+    else:
+        weight = torch.arange(-127, 129).clamp(max=127).to(torch.int8)[:, None]
+        packed, _ = ops.pack_weight(weight)
+        assert torch.equal(simt.dequantize_weight(packed, scale, (256, 1)), weight.float())
+
+
 def test_temporal_gather(simt):
     table = torch.randn(6, 300)
     rows = torch.tensor([5, 0, 0, 3])
@@ -146,6 +180,14 @@ def test_temporal_gather_of_a_quantized_table(simt, widths):
 
 
 class TestErrors:
+    def test_address(self, simt):
+        operands = packed_weight((16, 64))
+        operands["packed"] = unaligned(operands["packed"])
+        with pytest.raises(
+            ValueError, match="dequantize_weight: packed must begin at a multiple of 16 bytes, got"
+        ):
+            simt.dequantize_weight(**operands)
+
     def test_run_length(self, simt):
         with pytest.raises(
             ValueError,

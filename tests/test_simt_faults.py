@@ -5,7 +5,7 @@ A fault is one of csrc/cuda/simt.h's; the host build alone contains them.
 
 import pytest
 import simt_native
-from operands import conv_operands, gemm_operands, layer_norm_operands
+from operands import conv_operands, gemm_operands, layer_norm_operands, packed_weight
 
 from tfq import reference
 
@@ -30,8 +30,9 @@ from tfq import reference
     NO_WAIT_FOR_EMPTY,
     EXPECT_TOO_FEW_BYTES,
     WRONG_SWIZZLE,
+    STORE_BEYOND_DEPTH,
     COUNT,
-) = range(1, 21)
+) = range(1, 22)
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +124,15 @@ def test_split_that_leaves_its_sums(simt):
 
 def test_split_that_does_not_wait_for_the_last(simt):
     assert set(outcomes(simt, SPLIT_LAST_BLOCK_TOO_EARLY, splits=2).values()) == {"wrong"}
+
+
+@pytest.mark.parametrize("fault", [STORE_BEYOND_ROWS, STORE_BEYOND_DEPTH])
+def test_weights_stored_beyond_their_rows(simt, fault):
+    operands = packed_weight((15, 71))
+    for order, lazy in simt_native.SCHEDULES:
+        simt.schedule(order, lazy, seed=1, fault=fault)
+        with pytest.raises(AssertionError, match="a kernel wrote outside its output"):
+            simt.dequantize_weight(**operands)
 
 
 def reductions(simt, fault):

@@ -12,6 +12,7 @@ from operands import (
     gemm_operands,
     group_norm_operands,
     layer_norm_operands,
+    packed_weight,
     quantized_table_operands,
     random_images,
     random_qparams,
@@ -27,7 +28,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import tfq
 from tfq import ops, reference
-from tfq.ops import _checks, _cuda, activations, products
+from tfq.ops import _checks, _cuda, activations, products, weights
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def on_cuda(simt, monkeypatch):
     monkeypatch.setattr(_cuda, "_launch", lambda device: (0, 0))
     monkeypatch.setattr(_cuda, "_workspaces", {})
     monkeypatch.setattr(_cuda, "WORKSPACE_VALUES", 1 << 20)
-    for module in (products, activations):
+    for module in (products, activations, weights):
         monkeypatch.setattr(module, "native", lambda operation, x, **_: _cuda.Kernels(x.device))
     for module in (_checks, products):
         monkeypatch.setattr(module, "has_cuda_kernels", lambda tensor: True)
@@ -136,6 +137,7 @@ def test_activations(on_cuda):
         ("cross", {"weights": "int4"}),
         ("attention", {"temporal": "fold"}),
         ("attention", {"temporal": "cache"}),
+        ("cross", {"activations": "float", "weights": "int4"}),
     ],
     ids=str,
 )
@@ -152,6 +154,21 @@ def test_converted_unets_run_on_the_cuda_kernels(request, name, config):
     actual = unets.run(unet, kwargs)
     assert native.counters()["launches"] >= 50
     assert_signal_to_noise(actual, expected, MIN_BACKEND_SNR[torch.float32])
+
+
+@pytest.mark.parametrize("four_bits", [False, True])
+@pytest.mark.parametrize("shape", [(40, 70), (24, 13, 3, 3)], ids=str)
+def test_dequantize_weight(on_cuda, shape, four_bits):
+    on_cuda.reset_counters()
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        operands = packed_weight(shape, four_bits, dtype=dtype)
+        actual, expected = (
+            ops.dequantize_weight(**operands),
+            reference.dequantize_weight(**operands),
+        )
+        assert_same_bits(actual, expected, str(dtype))
+        assert actual.stride() == expected.stride()
+    assert on_cuda.counters()["launches"] == 3
 
 
 def test_weight_is_laid_out_once_until_it_changes(on_cuda, monkeypatch):

@@ -192,6 +192,17 @@ def cuda_geglu_quantize(
     launch: tuple,
     /,
 ) -> None: ...
+def cuda_dequantize_weight(
+    weight: int,
+    zero_point: int,
+    n: int,
+    k: int,
+    scale: int,
+    out: int,
+    out_dtype: int,
+    launch: tuple,
+    /,
+) -> None: ...
 def cuda_temporal_gather(
     table: int, table_rows: int, width: int, rows: int, count: int, out: int, launch: tuple, /
 ) -> None: ...

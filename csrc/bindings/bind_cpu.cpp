@@ -256,14 +256,9 @@ void unpack_weight_s4(Address packed, int64_t n, int64_t k, Address q) {
 
 void dequantize_weight(Address weight, Address zero_point, int64_t n, int64_t k, Address scale,
                        Address out, int32_t out_dtype) {
-  check_sizes("dequantize_weight", {n, k});
-  const DequantizeWeightArgs args{{pointer<const void>(weight), pointer<const uint8_t>(zero_point)},
-                                  n,
-                                  k,
-                                  pointer<const float>(scale),
-                                  pointer<void>(out),
-                                  cpu_dtype(out_dtype)};
-  TFQ_CHECK(args.out_dtype != DType::kUInt8, "dequantize_weight: a weight is float32 or bfloat16");
+  cpu_dtype(out_dtype);
+  const DequantizeWeightArgs args =
+      dequantize_weight_args(weight, zero_point, n, k, scale, out, out_dtype);
   py::gil_scoped_release release;
   cpu::dequantize_weight(args);
 }

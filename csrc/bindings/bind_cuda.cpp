@@ -82,6 +82,12 @@ void geglu_quantize(Address x, int32_t x_dtype, int64_t rows, int64_t channels,
       launch_of(launch));
 }
 
+void dequantize_weight(Address weight, Address zero_point, int64_t n, int64_t k, Address scale,
+                       Address out, int32_t out_dtype, const py::tuple& launch) {
+  cuda::dequantize_weight(dequantize_weight_args(weight, zero_point, n, k, scale, out, out_dtype),
+                          launch_of(launch));
+}
+
 void temporal_gather(Address table, int64_t table_rows, int64_t width, Address rows, int64_t count,
                      Address out, const py::tuple& launch) {
   cuda::temporal_gather(gather_args(table, table_rows, width, rows, count, out), launch_of(launch));
@@ -146,6 +152,7 @@ void bind_cuda(py::module_& module) {
   module.def("cuda_group_norm_silu_quantize", group_norm_silu_quantize);
   module.def("cuda_layer_norm_quantize", layer_norm_quantize);
   module.def("cuda_geglu_quantize", geglu_quantize);
+  module.def("cuda_dequantize_weight", dequantize_weight);
   module.def("cuda_temporal_gather", temporal_gather);
   module.def("cuda_temporal_gather_dequantize", temporal_gather_dequantize);
   module.def("cuda_image_workspace", cuda::image_workspace);

@@ -136,6 +136,21 @@ inline GegluArgs geglu_args(Address x, int32_t x_dtype, int64_t rows, int64_t ch
           pointer<uint8_t>(out)};
 }
 
+inline DequantizeWeightArgs dequantize_weight_args(Address weight, Address zero_point, int64_t n,
+                                                   int64_t k, Address scale, Address out,
+                                                   int32_t out_dtype) {
+  check_sizes("dequantize_weight", {n, k});
+  const DType dtype = dtype_of(out_dtype);
+  TFQ_CHECK(dtype != DType::kUInt8, "dequantize_weight: a weight is a float, got dtype code ",
+            out_dtype);
+  return {{pointer<const void>(weight), pointer<const uint8_t>(zero_point)},
+          n,
+          k,
+          pointer<const float>(scale),
+          pointer<void>(out),
+          dtype};
+}
+
 inline TemporalGatherArgs gather_args(Address table, int64_t table_rows, int64_t width,
                                       Address rows, int64_t count, Address out) {
   check_sizes("temporal_gather", {table_rows, width, count});

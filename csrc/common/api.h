@@ -97,7 +97,7 @@ struct DequantizeWeightArgs {
   int64_t n, k;
   const float* scale;  // (n)
   void* out;           // (n, k), dense
-  DType out_dtype;     // float32 or bfloat16
+  DType out_dtype;     // float32 or bfloat16 (CUDA: or float16)
 };
 
 // q = clamp(i32(rne(f32(x * r))) + z, 0, 255); NaN -> z.

@@ -41,6 +41,9 @@ void group_norm_silu_quantize(const GroupNormArgs& args, float* workspace, const
 void layer_norm_quantize(const LayerNormArgs& args, const Launch& launch);
 void geglu_quantize(const GegluArgs& args, const Launch& launch);
 
+// Of a weight in the CPU's layout, as it is kept.
+void dequantize_weight(const DequantizeWeightArgs& args, const Launch& launch);
+
 // A row outside the table gives NaN.
 void temporal_gather(const TemporalGatherArgs& args, const Launch& launch);
 void temporal_gather_dequantize(const TemporalDequantizeArgs& args, const Launch& launch);

@@ -94,6 +94,7 @@ enum Fault : int {
   kFaultNoWaitForEmpty,
   kFaultExpectTooFewBytes,
   kFaultWrongSwizzle,
+  kFaultStoreBeyondDepth,
   kFaultCount
 };
 

@@ -34,6 +34,10 @@ void layer_norm_quantize(const LayerNormArgs&, const Launch&) {
 
 void geglu_quantize(const GegluArgs&, const Launch&) { without_cuda("geglu_quantize"); }
 
+void dequantize_weight(const DequantizeWeightArgs&, const Launch&) {
+  without_cuda("dequantize_weight");
+}
+
 void temporal_gather(const TemporalGatherArgs&, const Launch&) { without_cuda("temporal_gather"); }
 
 void temporal_gather_dequantize(const TemporalDequantizeArgs&, const Launch&) {

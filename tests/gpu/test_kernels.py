@@ -9,6 +9,7 @@ from operands import (
     gemm_operands,
     group_norm_operands,
     layer_norm_operands,
+    packed_weight,
     quantized_table_operands,
     random_qparams,
     weight_operands_s4,
@@ -93,6 +94,17 @@ def test_activation(activation):
 def test_weights_of_4_bits():
     operands = gemm_operands(300, 328, 1040) | weight_operands_s4((328, 1040))
     assert_same_bits(ops.gemm_s8(**to_card(operands)).cpu(), reference.gemm_s8(**operands))
+
+
+@pytest.mark.parametrize("four_bits", [False, True])
+@pytest.mark.parametrize("shape", [(1, 1), (40, 107), (640, 2560), (24, 13, 3, 3)], ids=str)
+def test_dequantize_weight(shape, four_bits):
+    for dtype in FLOATS:
+        operands = packed_weight(shape, four_bits, dtype=dtype)
+        expected = reference.dequantize_weight(**operands)
+        actual = ops.dequantize_weight(**to_card(operands))
+        assert_same_bits(actual.cpu(), expected, str(dtype))
+        assert actual.stride() == expected.stride()
 
 
 def test_two_sources():

@@ -13,6 +13,7 @@
 
 #include "check.h"
 #include "common/quant.h"
+#include "cpu/gemm_s8/packed_layout.h"
 #include "cuda/cuda.h"
 #include "cuda/simt.h"
 #include "device_host.h"
@@ -298,6 +299,35 @@ void run_gather() {
   }
 }
 
+// A weight in the CPU's layout; every byte of it is a value, those that pad it too.
+void run_dequantize() {
+  const int64_t n = pick(1, 40), k = pick(0, 1) ? 8 * pick(1, 20) : pick(1, 160);
+  const bool four_bits = pick(0, 1);
+  const DType dtypes[] = {DType::kFloat32, DType::kBFloat16, DType::kFloat16};
+  const DType dtype = dtypes[pick(0, 2)];
+  Buffer<uint8_t> packed(cpu::packed_bytes(n, k) / (four_bits ? 2 : 1)), zero_point(n);
+  Buffer<float> scale(n);
+  Buffer<uint16_t> out(n * k * (dtype == DType::kFloat32 ? 2 : 1));
+  fill(packed, 0, 255);
+  fill(zero_point, 0, 15);
+  fill_uniform(scale, 1.0f);
+  cuda::dequantize_weight(
+      {{packed.data, four_bits ? zero_point.data : nullptr}, n, k, scale.data, out.data, dtype},
+      {0, nullptr});
+  if (dtype != DType::kFloat32) return;
+  const auto* values = reinterpret_cast<const float*>(out.data);
+  for (int64_t row = 0; row < n; ++row)
+    for (int64_t i = 0; i < k; ++i) {
+      const int64_t offset = cpu::packed_offset(row, i, k);
+      int w = static_cast<int8_t>(packed.data[four_bits ? 0 : offset]);
+      if (four_bits) {
+        const cpu::NibblePosition position = cpu::nibble_position(offset);
+        w = (packed.data[position.byte] >> position.shift & 15) - zero_point.data[row];
+      }
+      CHECK(values[row * k + i] == static_cast<float>(w) * scale.data[row]);
+    }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -313,6 +343,7 @@ int main(int argc, char** argv) {
     run_product(problems % 2 ? random_conv() : random_gemm());
     run_activations();
     run_gather();
+    run_dequantize();
     ++problems;
   } while (tfq::testing::failures == 0 && std::chrono::steady_clock::now() < end);
   std::printf("fuzz_kernels: %d problems, seed %s\n", problems, argv[2]);

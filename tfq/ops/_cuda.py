@@ -137,6 +137,9 @@ class Kernels:
     def geglu_quantize(self, *arguments):
         _C.cuda_geglu_quantize(*arguments, self.where)
 
+    def dequantize_weight(self, *arguments):
+        _C.cuda_dequantize_weight(*arguments, self.where)
+
     def temporal_gather(self, *arguments):
         _C.cuda_temporal_gather(*arguments, self.where)
 

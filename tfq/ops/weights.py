@@ -7,10 +7,11 @@ from tfq._ext import _C
 from tfq.geometry import packed_shape
 from tfq.ops._checks import (
     DTYPE_CODES,
-    FLOAT_DTYPES,
     check_packed,
     check_weight,
+    float_dtypes,
     is_traced,
+    native,
     require,
     vector,
 )
@@ -105,7 +106,7 @@ def dequantize_weight(packed, scale, shape, *, zero_point=None, dtype=torch.floa
     zero_point : Tensor, optional
         uint8 ``(n,)`` in [0, 15]: that of a 4-bit weight, which needs it.
     dtype : torch.dtype
-        float32 or bfloat16.
+        float32 or bfloat16 (CUDA: or float16).
 
     Returns
     -------
@@ -118,18 +119,18 @@ def dequantize_weight(packed, scale, shape, *, zero_point=None, dtype=torch.floa
             packed, scale, shape, zero_point=zero_point, dtype=dtype
         )
     name = "dequantize_weight"
-    if dtype not in FLOAT_DTYPES:
-        raise TypeError(f"{name}: dtype must be torch.float32 or torch.bfloat16, got {dtype}")
+    if dtype not in (allowed := float_dtypes(packed)):
+        names = " or ".join(map(str, allowed))
+        raise TypeError(f"{name}: dtype must be {names}, got {dtype}")
     if len(shape) not in (2, 4):
         raise ValueError(f"{name}: shape must have 2 or 4 entries, got {tuple(shape)}")
     n, k = shape[0], torch.Size(shape[1:]).numel()
     zero_point_address = check_weight(name, packed, zero_point, n, k, ("packed", "zero_point"))
     scale_address = vector(name, "scale", scale, torch.float32, n)
-    if not packed.is_cpu:
-        return reference.dequantize_weight(packed, scale, shape, zero_point=zero_point, dtype=dtype)
+    kernels = native(name, packed, scale=scale, zero_point=zero_point)
     memory_format = torch.channels_last if len(shape) == 4 else torch.contiguous_format
-    out = torch.empty(shape, dtype=dtype, memory_format=memory_format)
-    _C.dequantize_weight(
+    out = torch.empty(shape, dtype=dtype, device=packed.device, memory_format=memory_format)
+    kernels.dequantize_weight(
         packed.data_ptr(),
         zero_point_address,
         n,
