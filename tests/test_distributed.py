@@ -2,7 +2,10 @@
 
 import contextlib
 import dataclasses
+import os
 import pathlib
+import re
+import shutil
 import subprocess
 import sys
 
@@ -17,6 +20,7 @@ from tfq import TfqConfig, distributed
 from tfq.ranges import RangeRecorder
 
 PROCESSES = 2
+RECIPES = pathlib.Path(__file__).resolve().parents[1] / "docs" / "recipes.md"
 UNIFORM = TfqConfig(precision="uniform", calibration_samples=2)
 # name -> (config, how many calls of the calibration one process alone makes)
 CASES = {
@@ -140,6 +144,44 @@ def test_an_error_in_one_process_ends_all(folder):
     assert (folder / "error-0").read_text() == (
         "RuntimeError: convert: calibration failed in process 1: OverflowError: rank 1 has had enough"
     )
+
+
+@pytest.mark.parametrize("launcher", ["accelerate", "torchrun"])
+def test_recipe_under_a_launcher(launcher, tmp_path, threads):
+    """The commands of the recipe, word for word, on its own script."""
+    threads(1)
+    text = RECIPES.read_text("utf-8")
+    (script,) = re.findall(r"```python\n(import accelerate.*?)```", text, re.DOTALL)
+    (command,) = re.findall(rf"^({launcher} .* calibrate\.py)", text, re.MULTILINE)
+    build("attention").save_pretrained(tmp_path / "ddpm")
+    note = "pathlib.Path(f'{state.process_index}-of-{state.num_processes}').touch()"
+    (tmp_path / "calibrate.py").write_text(f"{script}\nimport pathlib\n{note}\n")
+    program, *arguments = command.split()
+    found = shutil.which(program, path=pathlib.Path(sys.executable).parent)
+    settings = {
+        "HF_HOME": str(tmp_path / "home"),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(pathlib.Path(tfq.__file__).parents[1]),
+    }
+    done = subprocess.run(
+        [found, *arguments],
+        cwd=tmp_path,
+        env={**os.environ, **settings},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "0-of-2").exists() and (tmp_path / "1-of-2").exists()
+    unet = tfq.convert(
+        diffusers.UNet2DModel.from_pretrained(tmp_path / "ddpm"),
+        scheduler=diffusers.DDIMScheduler(),
+        num_inference_steps=4,
+        calibration=4,
+    )
+    saved = diffusers.UNet2DModel.from_pretrained(tmp_path / "ddpm-int8").state_dict()
+    for name, value in unet.state_dict().items():
+        assert_same_bits(saved[name], value)
 
 
 def test_units_are_dealt_out_and_ordered(monkeypatch):
