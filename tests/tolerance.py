@@ -60,11 +60,11 @@ def assert_quantized_close(actual, expected, context=""):
     assert count <= allowed, f"{context}: {count} values of {difference.numel()} are one step off"
 
 
-def assert_qparams_close(actual, expected, context=""):
-    """Scales within :data:`QPARAMS_RELATIVE`, zero-points within a rounding."""
+def assert_qparams_close(actual, expected, context="", relative=QPARAMS_RELATIVE):
+    """Scales within `relative`, zero-points within a rounding."""
     assert actual.dtype is torch.float32 and actual.shape == expected.shape, context
     error = ((actual[:, :2] - expected[:, :2]) / expected[:, :2]).abs().max()
-    assert error <= QPARAMS_RELATIVE, f"{context}: scale off by {error:.3g}"
+    assert error <= relative, f"{context}: scale off by {error:.3g}"
     assert bool(((actual[:, 2] - expected[:, 2]).abs() <= 1).all()), f"{context}: zero-point"
     assert torch.equal(actual[:, 2], actual[:, 2].round().clamp(0, 255)), f"{context}: zero-point"
 
