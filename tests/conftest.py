@@ -54,7 +54,7 @@ def isa(request):
 
 @pytest.fixture
 def threads():
-    """``threads(n)`` sets torch's thread count until the test ends."""
+    """``threads(n)`` sets torch's thread count; what the test has set ends with it."""
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)

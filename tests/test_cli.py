@@ -216,7 +216,7 @@ def test_quality(folders, tmp_path, capsys):
     assert picture.read_bytes()[:4] == b"\x89PNG"
 
 
-def test_bench(folders, capsys):
+def test_bench(folders, capsys, threads):
     arguments = ["bench", folders / "unet", "--seconds", "0.01", "--threads", "1"]
     values = json.loads(output(capsys, *arguments, "--weights", "int4", "--json"))
     assert list(values["arms"]) == ["float32", "bfloat16", "tfq"]
