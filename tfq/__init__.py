@@ -33,6 +33,7 @@ from tfq._ext import CudaError  # noqa: E402
 from tfq._version import __version__  # noqa: E402
 from tfq.config import TfqConfig  # noqa: E402
 from tfq.environment import info  # noqa: E402
+from tfq.text_cache import reuse_text  # noqa: E402
 
 if importlib.util.find_spec("diffusers") is not None:
     from tfq.comparison import Comparison, compare
@@ -64,6 +65,7 @@ __all__ = [
     "ops",
     "reference",
     "report",
+    "reuse_text",
     "save",
     "temporal_blocks",
 ]
