@@ -38,6 +38,7 @@ from tfq.text_cache import reuse_text  # noqa: E402
 if importlib.util.find_spec("diffusers") is not None:
     from tfq.comparison import Comparison, compare
     from tfq.conversion import convert
+    from tfq.cuda_graph import graph
     from tfq.reporting import Report, report
     from tfq.saving import save
     from tfq.temporal import temporal_blocks
@@ -47,6 +48,7 @@ else:
         Report,
         compare,
         convert,
+        graph,
         report,
         save,
         temporal_blocks,
@@ -60,6 +62,7 @@ __all__ = [
     "__version__",
     "compare",
     "convert",
+    "graph",
     "info",
     "nn",
     "ops",

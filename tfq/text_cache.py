@@ -27,6 +27,10 @@ class TextCache:
             entry = self.texts[id(text)] = (text, text._version, {})
         return entry[2]
 
+    def keep(self, text):
+        """Forget every other prompt."""
+        self.texts = {key: entry for key, entry in self.texts.items() if entry[0] is text}
+
     def compute_again(self):
         """Replace every result by a new one."""
         for _, _, products in self.texts.values():
