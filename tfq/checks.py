@@ -8,6 +8,7 @@ from torch import nn
 
 from tfq import adapters, calibrate, temporal
 from tfq.config import TfqConfig
+from tfq.ops._checks import HAS_CUDA, KERNEL_DEVICES
 from tfq.temporal_modes import TABLE_MODES
 
 _TIME = ("time_proj", "time_embedding")
@@ -44,9 +45,10 @@ class CheckInputs:
             )
         if sample.dtype is not self.dtype:
             raise TypeError(f"UNet: sample must be {self.dtype} as the model, got {sample.dtype}")
-        if sample.device.type != "cpu":
+        if not (sample.is_cpu or (HAS_CUDA and sample.is_cuda)):
             raise NotImplementedError(
-                f"UNet: sample is on '{sample.device}'; this build of tfq has native kernels for 'cpu' only"
+                f"UNet: sample is on '{sample.device}'; this build of tfq has native kernels for "
+                f"{KERNEL_DEVICES} only"
             )
 
 
