@@ -4,12 +4,14 @@ import doctest
 import json
 import pathlib
 import sys
+import time
 
 import pytest
 
 BENCH = pathlib.Path(__file__).resolve().parent.parent / "bench"
 sys.path.append(str(BENCH))
 
+import convolutions  # noqa: E402
 import harness  # noqa: E402
 import kernels_vs_onednn  # noqa: E402
 import machine  # noqa: E402
@@ -100,3 +102,17 @@ def test_sweep_takes_what_the_choice_did_not_decline():
     assert [cycles for *_, cycles in found] == sorted(cycles for *_, cycles in found)
     assert len(found) == sum("declined" not in line for line in text.splitlines())
     assert {name for name, *_ in found} == set(_C.cuda_tiles())
+
+
+def test_convolutions():
+    conv = unet_shapes.Conv(64, 16, 8)
+    rows = [
+        convolutions.measure(kind, conv, 2, time.perf_counter, 0, 100)
+        for kind in ("direct", "chosen")
+    ]
+    assert [row["shape"] for row in rows] == ["conv3x3 48->16@8", "conv3x3 64->16@8"]
+    for row, channels in zip(rows, (48, 64), strict=True):
+        rate = 2 * 2 * 64 * 16 * channels * 9 / row["ms"] / 1e6
+        assert row["gop_per_s"] == pytest.approx(rate)
+        assert row["share"] == pytest.approx(rate / 100)
+    assert len(convolutions.CASES) == 14
