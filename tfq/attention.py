@@ -39,15 +39,22 @@ class Attention(FloatAttention):
     compute_dtype = None
     integer_backend = None
 
+    def _layers(self):
+        """to_q, to_k, to_v and the two of to_out."""
+        modules = self._modules
+        out = modules["to_out"]._modules
+        return modules["to_q"], modules["to_k"], modules["to_v"], out["0"], out["1"]
+
     def is_fused(self):
         """Whether the kernels run as one unit."""
-        layers = (self.to_q, self.to_k, self.to_v, self.to_out[0])
-        norm = () if self.group_norm is None else (self.group_norm,)
-        return (
-            type(self.processor) in PLAIN_PROCESSORS
-            and all(isinstance(layer, Linear) for layer in layers)
-            and is_untouched(*layers, self.to_out[1], *norm)
-        )
+        *projections, dropout = self._layers()
+        if type(self.processor) not in PLAIN_PROCESSORS:
+            return False
+        for layer in projections:
+            if not isinstance(layer, Linear):
+                return False
+        norm = self._modules.get("group_norm")
+        return is_untouched(*projections, dropout) and (norm is None or is_untouched(norm))
 
     def fuse_projections(self, fuse=True):
         """As diffusers' method; the projections share one quantized input as they are."""
@@ -62,17 +69,18 @@ class Attention(FloatAttention):
         With `layer_norm`, `hidden_states` is the residual stream: it is normalised here, and added to
         the output. Only a fused attention takes it.
         """
-        if cross_attention_kwargs or not self.is_fused():
+        if cross_attention_kwargs or layer_norm is None and not self.is_fused():
             return self._unfused(
                 hidden_states, encoder_hidden_states, attention_mask, cross_attention_kwargs
             )
+        to_q, to_k, to_v, to_out, _ = self._layers()
         is_image = hidden_states.dim() == 4
         tokens = image_tokens(hidden_states) if is_image else hidden_states.contiguous()
         q_input = self._quantize_input(tokens, temb, layer_norm)
         if encoder_hidden_states is None:
             kv_input = q_input
         else:
-            kv_input = self.to_k.input.quantize(encoder_hidden_states.to(tokens.dtype).contiguous())
+            kv_input = to_k.input.quantize(encoder_hidden_states.to(tokens.dtype).contiguous())
 
         batch, length = kv_input[0].shape[:2]
         if attention_mask is not None:
@@ -80,19 +88,14 @@ class Attention(FloatAttention):
             attention_mask = attention_mask.view(batch, self.heads, -1, attention_mask.shape[-1])
 
         dtype = self.compute_dtype or tokens.dtype
-        query, key, value = (
-            layer.product(*source, out_dtype=dtype)
-            for layer, source in (
-                (self.to_q, q_input),
-                (self.to_k, kv_input),
-                (self.to_v, kv_input),
-            )
-        )
+        query = to_q.product(*q_input, out_dtype=dtype)
+        key = to_k.product(*kv_input, out_dtype=dtype)
+        value = to_v.product(*kv_input, out_dtype=dtype)
         mixed = self._attend(query, key, value, attention_mask)
 
         adds_residual = self.residual_connection or layer_norm is not None
-        out = self.to_out[0].product(
-            *self.to_out[0].input.quantize(mixed),
+        out = to_out.product(
+            *to_out.input.quantize(mixed),
             residual=tokens if adds_residual else None,
             out_dtype=tokens.dtype,
         )
@@ -121,11 +124,12 @@ class Attention(FloatAttention):
         return mixed.transpose(1, 2).flatten(2).contiguous()
 
     def _quantize_input(self, tokens, row, layer_norm):
-        quantizer = self.to_q.input
+        modules = self._modules
+        quantizer, group_norm = modules["to_q"].input, modules.get("group_norm")
         if layer_norm is not None:
             return quantizer.layer_norm(layer_norm, tokens)
-        if self.group_norm is not None:
-            return quantizer.group_norm(self.group_norm, tokens, row, silu=False)
+        if group_norm is not None:
+            return quantizer.group_norm(group_norm, tokens, row, silu=False)
         return quantizer.quantize(tokens)
 
 
@@ -151,7 +155,8 @@ class BasicTransformerBlock(FloatBasicTransformerBlock):
             )
         if not self._fuses_feed_forward():
             return self.ff(self.norm3(hidden_states)) + hidden_states
-        project_in, project_out = self.ff.net[0].proj, self.ff.net[2]
+        geglu, _, project_out = self.ff.net._modules.values()
+        project_in = geglu.proj
         wide = project_in.product(
             *project_in.input.layer_norm(self.norm3, hidden_states), out_dtype=hidden_states.dtype
         )
@@ -174,7 +179,7 @@ class BasicTransformerBlock(FloatBasicTransformerBlock):
         return attention(norm(hidden_states), **arguments) + hidden_states
 
     def _fuses_feed_forward(self):
-        geglu, dropout, project_out = self.ff.net
+        geglu, dropout, project_out = self.ff.net._modules.values()
         return (
             isinstance(geglu.proj, Linear)
             and isinstance(project_out, Linear)
