@@ -18,6 +18,7 @@ from tfq import backends
 from tfq.adapters import is_untouched
 from tfq.nn import Conv2d, Linear, image_tokens, token_image
 from tfq.ops import _checks
+from tfq.text_cache import key_value
 
 # What a fused attention computes; with any other processor it runs unfused.
 PLAIN_PROCESSORS = (AttnProcessor2_0, AttnProcessor, FusedAttnProcessor2_0)
@@ -73,24 +74,25 @@ class Attention(FloatAttention):
             return self._unfused(
                 hidden_states, encoder_hidden_states, attention_mask, cross_attention_kwargs
             )
-        to_q, to_k, to_v, to_out, _ = self._layers()
+        to_q, _, _, to_out, _ = self._layers()
         is_image = hidden_states.dim() == 4
         tokens = image_tokens(hidden_states) if is_image else hidden_states.contiguous()
         q_input = self._quantize_input(tokens, temb, layer_norm)
+        input_dtype = tokens.dtype
+        dtype = self.compute_dtype or input_dtype
+        query = to_q.product(*q_input, out_dtype=dtype)
         if encoder_hidden_states is None:
-            kv_input = q_input
+            key, value = self._key_value(q_input, dtype)
         else:
-            kv_input = to_k.input.quantize(encoder_hidden_states.to(tokens.dtype).contiguous())
-
-        batch, length = kv_input[0].shape[:2]
+            key, value = key_value(
+                (self, dtype),
+                encoder_hidden_states,
+                lambda: self._text_key_value(encoder_hidden_states, input_dtype, dtype),
+            )
         if attention_mask is not None:
+            batch, length = key.shape[:2]
             attention_mask = self.prepare_attention_mask(attention_mask, length, batch)
             attention_mask = attention_mask.view(batch, self.heads, -1, attention_mask.shape[-1])
-
-        dtype = self.compute_dtype or tokens.dtype
-        query = to_q.product(*q_input, out_dtype=dtype)
-        key = to_k.product(*kv_input, out_dtype=dtype)
-        value = to_v.product(*kv_input, out_dtype=dtype)
         mixed = self._attend(query, key, value, attention_mask)
 
         adds_residual = self.residual_connection or layer_norm is not None
@@ -102,6 +104,14 @@ class Attention(FloatAttention):
         if is_image:
             out = token_image(out, hidden_states.shape[2:])
         return out if self.rescale_output_factor == 1 else out / self.rescale_output_factor
+
+    def _key_value(self, source, dtype):
+        _, to_k, to_v, _, _ = self._layers()
+        return to_k.product(*source, out_dtype=dtype), to_v.product(*source, out_dtype=dtype)
+
+    def _text_key_value(self, text, input_dtype, dtype):
+        source = self.to_k.input.quantize(text.to(input_dtype).contiguous())
+        return self._key_value(source, dtype)
 
     def _unfused(self, hidden_states, encoder_hidden_states, attention_mask, kwargs):
         if type(self.processor) is FusedAttnProcessor2_0:  # reads layers that nobody made
