@@ -18,6 +18,7 @@ import gpu  # noqa: E402
 import harness  # noqa: E402
 import kernels_vs_onednn  # noqa: E402
 import machine  # noqa: E402
+import overhead  # noqa: E402
 import sweep  # noqa: E402
 import unet_shapes  # noqa: E402
 
@@ -214,3 +215,14 @@ def test_convolutions():
         assert row["gop_per_s"] == pytest.approx(rate)
         assert row["share"] == pytest.approx(rate / 100)
     assert len(convolutions.CASES) == 14
+
+
+def test_overhead(monkeypatch):
+    monkeypatch.setattr(overhead, "REPETITIONS", 1)
+    quantize = _C.quantize
+    rows = {(kind, count): seconds for kind, count, seconds in overhead.measure()}
+    kinds = {kind for kind, _ in rows}
+    assert {kind.__name__ for kind in overhead.KINDS} < kinds
+    assert ("ResnetBlock2D", 1) in rows and ("Linear", 2) in rows
+    assert all(seconds > 0 for seconds in rows.values())
+    assert _C.quantize is quantize

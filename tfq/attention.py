@@ -40,15 +40,22 @@ class Attention(FloatAttention):
     compute_dtype = None
     integer_backend = None
 
+    def _layers(self):
+        """to_q, to_k, to_v and the two of to_out."""
+        modules = self._modules
+        out = modules["to_out"]._modules
+        return modules["to_q"], modules["to_k"], modules["to_v"], out["0"], out["1"]
+
     def is_fused(self):
         """Whether the kernels run as one unit."""
-        layers = (self.to_q, self.to_k, self.to_v, self.to_out[0])
-        norm = () if self.group_norm is None else (self.group_norm,)
-        return (
-            type(self.processor) in PLAIN_PROCESSORS
-            and all(isinstance(layer, Linear) for layer in layers)
-            and is_untouched(*layers, self.to_out[1], *norm)
-        )
+        *projections, dropout = self._layers()
+        if type(self.processor) not in PLAIN_PROCESSORS:
+            return False
+        for layer in projections:
+            if not isinstance(layer, Linear):
+                return False
+        norm = self._modules.get("group_norm")
+        return is_untouched(*projections, dropout) and (norm is None or is_untouched(norm))
 
     def fuse_projections(self, fuse=True):
         """As diffusers' method; the projections share one quantized input as they are."""
@@ -63,16 +70,17 @@ class Attention(FloatAttention):
         With `layer_norm`, `hidden_states` is the residual stream: it is normalised here, and added to
         the output. Only a fused attention takes it.
         """
-        if cross_attention_kwargs or not self.is_fused():
+        if cross_attention_kwargs or layer_norm is None and not self.is_fused():
             return self._unfused(
                 hidden_states, encoder_hidden_states, attention_mask, cross_attention_kwargs
             )
+        to_q, _, _, to_out, _ = self._layers()
         is_image = hidden_states.dim() == 4
         tokens = image_tokens(hidden_states) if is_image else hidden_states.contiguous()
         q_input = self._quantize_input(tokens, temb, layer_norm)
         input_dtype = tokens.dtype
         dtype = self.compute_dtype or input_dtype
-        query = self.to_q.product(*q_input, out_dtype=dtype)
+        query = to_q.product(*q_input, out_dtype=dtype)
         if encoder_hidden_states is None:
             key, value = self._key_value(q_input, dtype)
         else:
@@ -88,8 +96,8 @@ class Attention(FloatAttention):
         mixed = self._attend(query, key, value, attention_mask)
 
         adds_residual = self.residual_connection or layer_norm is not None
-        out = self.to_out[0].product(
-            *self.to_out[0].input.quantize(mixed),
+        out = to_out.product(
+            *to_out.input.quantize(mixed),
             residual=tokens if adds_residual else None,
             out_dtype=tokens.dtype,
         )
@@ -98,7 +106,8 @@ class Attention(FloatAttention):
         return out if self.rescale_output_factor == 1 else out / self.rescale_output_factor
 
     def _key_value(self, source, dtype):
-        return tuple(layer.product(*source, out_dtype=dtype) for layer in (self.to_k, self.to_v))
+        _, to_k, to_v, _, _ = self._layers()
+        return to_k.product(*source, out_dtype=dtype), to_v.product(*source, out_dtype=dtype)
 
     def _text_key_value(self, text, input_dtype, dtype):
         source = self.to_k.input.quantize(text.to(input_dtype).contiguous())
@@ -125,11 +134,12 @@ class Attention(FloatAttention):
         return mixed.transpose(1, 2).flatten(2).contiguous()
 
     def _quantize_input(self, tokens, row, layer_norm):
-        quantizer = self.to_q.input
+        modules = self._modules
+        quantizer, group_norm = modules["to_q"].input, modules.get("group_norm")
         if layer_norm is not None:
             return quantizer.layer_norm(layer_norm, tokens)
-        if self.group_norm is not None:
-            return quantizer.group_norm(self.group_norm, tokens, row, silu=False)
+        if group_norm is not None:
+            return quantizer.group_norm(group_norm, tokens, row, silu=False)
         return quantizer.quantize(tokens)
 
 
@@ -155,7 +165,8 @@ class BasicTransformerBlock(FloatBasicTransformerBlock):
             )
         if not self._fuses_feed_forward():
             return self.ff(self.norm3(hidden_states)) + hidden_states
-        project_in, project_out = self.ff.net[0].proj, self.ff.net[2]
+        geglu, _, project_out = self.ff.net._modules.values()
+        project_in = geglu.proj
         wide = project_in.product(
             *project_in.input.layer_norm(self.norm3, hidden_states), out_dtype=hidden_states.dtype
         )
@@ -178,7 +189,7 @@ class BasicTransformerBlock(FloatBasicTransformerBlock):
         return attention(norm(hidden_states), **arguments) + hidden_states
 
     def _fuses_feed_forward(self):
-        geglu, dropout, project_out = self.ff.net
+        geglu, dropout, project_out = self.ff.net._modules.values()
         return (
             isinstance(geglu.proj, Linear)
             and isinstance(project_out, Linear)

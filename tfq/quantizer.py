@@ -50,7 +50,8 @@ class InputQuantizer:
 
     def group_norm(self, norm, x, row=None, x2=None, silu=True, affine=None):
         """GroupNorm `norm` of ``cat([x, x2])``, SiLU, quantize; `affine` replaces its weight and bias."""
-        weight, bias = (norm.weight, norm.bias) if affine is None else affine
+        parameters = norm._parameters
+        weight, bias = (parameters["weight"], parameters["bias"]) if affine is None else affine
         result = backends.get(self.backend).group_norm_silu_quantize(
             x, norm.num_groups, weight, bias, norm.eps, x2=x2, silu=silu, qparams=self.qparams(row),
         )  # fmt: skip
@@ -58,7 +59,10 @@ class InputQuantizer:
 
     def layer_norm(self, norm, x):
         """LayerNorm `norm` of tokens, quantized per token."""
-        return backends.get(self.backend).layer_norm_quantize(x, norm.weight, norm.bias, norm.eps)
+        parameters = norm._parameters
+        return backends.get(self.backend).layer_norm_quantize(
+            x, parameters["weight"], parameters["bias"], norm.eps
+        )
 
     def geglu(self, x):
         """GEGLU of tokens, quantized per token."""

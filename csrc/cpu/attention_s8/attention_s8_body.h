@@ -59,10 +59,12 @@ struct AttentionS8Body {
     });
   }
 
-  // Columns [first, first + N * W) of all rows, whose share of the key stays in registers.
+  // Columns [first, first + N * W) of all rows, whose share of the key stays in registers; without
+  // the pragmas GCC keeps it in memory.
   template <int N>
   static void logit_columns(const LogitBlock& block, int64_t first) {
     Float sum[N], scale[N], offset[N];
+#pragma GCC unroll 16
     for (int v = 0; v < N; ++v) {
       sum[v] = V::load(block.key.sum + first + v * W);
       scale[v] = V::load(block.key.scale + first + v * W);
@@ -74,6 +76,7 @@ struct AttentionS8Body {
       const Float minus_z = V::set(-block.zero_point[row]);
       Float most[kVectors];
       for (int v = 0; v < kVectors; ++v) most[v] = V::load(largest + v * W);
+#pragma GCC unroll 16
       for (int v = 0; v < N; ++v) {
         const Float centred = V::fma(minus_z, sum[v], V::load(acc + v * W));
         const Float logit = V::fma(centred, scale[v], offset[v]);
