@@ -155,7 +155,7 @@ def cover(family, scheduler=None, compiled=False):
 
 def converted_parts(pipeline):
     """Name -> model of what was converted of a pipeline."""
-    parts = {name: getattr(pipeline, name, None) for name in ("unet", "controlnet")}
+    parts = {name: getattr(pipeline, name, None) for name in ("unet", "transformer", "controlnet")}
     return {name: part for name, part in parts.items() if part is not None}
 
 
