@@ -54,11 +54,14 @@ DIT_XL2 = dict(
 DIT_S2 = {**DIT_XL2, "num_layers": 12, "attention_head_dim": 64, "num_attention_heads": 6}
 # Configuration of PixArt-alpha/PixArt-XL-2-256x256.
 PIXART_XL2 = {**DIT_XL2, "cross_attention_dim": 1152, "caption_channels": 4096}
+# As narrow as DiT-S/2; no such model is published.
+PIXART_S2 = {**DIT_S2, "cross_attention_dim": 384, "caption_channels": 4096}
 RANDOM_WEIGHTS = {
     "ddpm-cifar10": (UNet2DModel, DDPM_CIFAR10),
     "sd15": (UNet2DConditionModel, SD15),
     "dit-s2": (DiTTransformer2DModel, DIT_S2),
     "dit-xl2": (DiTTransformer2DModel, DIT_XL2),
+    "pixart-s2": (PixArtTransformer2DModel, PIXART_S2),
     "pixart-xl2": (PixArtTransformer2DModel, PIXART_XL2),
 }
 

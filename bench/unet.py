@@ -24,7 +24,7 @@ AVX2_ENVIRONMENT = {
 }
 VNNI_ENVIRONMENT = {"TFQ_MAX_ISA": "avx512vnni", "ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}
 ISA_ENVIRONMENT = {"best": {}, "avx512vnni": VNNI_ENVIRONMENT, "avx2": AVX2_ENVIRONMENT}
-RANDOM = ("ddpm-cifar10", "sd15", "dit-s2", "dit-xl2", "pixart-xl2")
+RANDOM = ("ddpm-cifar10", "sd15", "dit-s2", "dit-xl2", "pixart-s2", "pixart-xl2")
 TRAINED = ("fashion32", "animeface64")
 TIMESTEP = 500
 
