@@ -18,6 +18,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 import tfq
 from tfq import TfqConfig
 from tfq.shapes import example_inputs
+from tfq_cli import main
 
 NAMES = ["dit", "pixart", "pixart_sizes"]
 UNIFORM = TfqConfig(precision="uniform")
@@ -330,3 +331,15 @@ def test_failure_takes_all_back(monkeypatch):
         tfq.convert(model, calibration=[kwargs])
     assert [n for n, _ in model.named_modules()] == names
     assert_same_bits(run(model, kwargs), expected)
+
+
+def test_command_line(tmp_path):
+    """`tfq convert` of a pipeline's folder; the rest of it is copied as it is."""
+    pipeline = build("DiT")
+    pipeline.save_pretrained(tmp_path / "dit")
+    options = ["--steps", "2", "--calibration-samples", "1", "--precision", "uniform"]
+    assert main(["convert", str(tmp_path / "dit"), str(tmp_path / "int8"), *options]) == 0
+    loaded = type(pipeline).from_pretrained(tmp_path / "int8")
+    loaded.set_progress_bar_config(disable=True)
+    assert len(loaded.transformer.time_embedding.values) == 2
+    assert_signal_to_noise(sample("DiT", loaded, 2), sample("DiT", pipeline, 2), LEAST)
