@@ -10,7 +10,9 @@ import argparse
 import json
 import sys
 
-_MODEL = "folder of a diffusers UNet (config.json) or of a whole pipeline (model_index.json)"
+_MODEL = (
+    "folder of a diffusers UNet, ControlNet, DiT or PixArt (config.json), or of a whole pipeline"
+)
 
 # The fields of tfq.TfqConfig, which also checks the values and names what is allowed.
 _CONFIG = (
@@ -44,7 +46,7 @@ _CONFIG_FLAGS = (
 _CONVERT = """\
 Convert a diffusers model to INT8 or INT4 and save it.
 
-The UNet of MODEL is calibrated on its own sampling runs, with the scheduler of the pipeline; one that
+The model of MODEL is calibrated on its own sampling runs, with the scheduler of the pipeline; one that
 needs text through its pipeline, with --prompts. OUT becomes what MODEL is: a UNet's folder, or a
 pipeline's folder with everything else copied. Load it with `import tfq` and diffusers' from_pretrained.
 OUT is written whole or not at all.

@@ -1,10 +1,16 @@
-"""The UNets that whole-model benchmarks run."""
+"""The models that whole-model benchmarks run."""
 
 import importlib.util
 import pathlib
 
 import torch
-from diffusers import DDIMScheduler, UNet2DConditionModel, UNet2DModel
+from diffusers import (
+    DDIMScheduler,
+    DiTTransformer2DModel,
+    PixArtTransformer2DModel,
+    UNet2DConditionModel,
+    UNet2DModel,
+)
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # Trained models too large for the project, beside its checkout.
@@ -34,13 +40,37 @@ SD15 = dict(
     attention_head_dim=8,
 )
 
+# Configuration of facebook/DiT-XL-2-256, and DiT-S/2 of the same paper (Peebles and Xie, ICCV 2023).
+DIT_XL2 = dict(
+    sample_size=32,
+    num_layers=28,
+    patch_size=2,
+    attention_head_dim=72,
+    num_attention_heads=16,
+    in_channels=4,
+    out_channels=8,
+    attention_bias=True,
+)
+DIT_S2 = {**DIT_XL2, "num_layers": 12, "attention_head_dim": 64, "num_attention_heads": 6}
+# Configuration of PixArt-alpha/PixArt-XL-2-256x256.
+PIXART_XL2 = {**DIT_XL2, "cross_attention_dim": 1152, "caption_channels": 4096}
+# As narrow as DiT-S/2; no such model is published.
+PIXART_S2 = {**DIT_S2, "cross_attention_dim": 384, "caption_channels": 4096}
+RANDOM_WEIGHTS = {
+    "ddpm-cifar10": (UNet2DModel, DDPM_CIFAR10),
+    "sd15": (UNet2DConditionModel, SD15),
+    "dit-s2": (DiTTransformer2DModel, DIT_S2),
+    "dit-xl2": (DiTTransformer2DModel, DIT_XL2),
+    "pixart-s2": (PixArtTransformer2DModel, PIXART_S2),
+    "pixart-xl2": (PixArtTransformer2DModel, PIXART_XL2),
+}
+
 
 def random_weights(name):
-    """(UNet, scheduler) of a published configuration with random weights: for speed only."""
+    """(model, scheduler) of a published configuration with random weights: for speed only."""
     torch.manual_seed(0)
-    if name == "ddpm-cifar10":
-        return UNet2DModel(**DDPM_CIFAR10).eval(), DDIMScheduler()
-    return UNet2DConditionModel(**SD15).eval(), DDIMScheduler()
+    cls, config = RANDOM_WEIGHTS[name]
+    return cls(**config).eval(), DDIMScheduler()
 
 
 def fashion32():

@@ -1,7 +1,8 @@
-"""Whole UNets: tfq against what a user can pick today, in one run, interleaved.
+"""Whole models: tfq against what a user can pick today, in one run, interleaved.
 
     python bench/unet.py                              # DDPM CIFAR-10, batch 4
     python bench/unet.py --model sd15 --batch 1
+    python bench/unet.py --model dit-xl2 --batch 2    # a class and none, as guidance calls it
     python bench/unet.py --isa avx2                   # every engine held to AVX2
     python bench/unet.py --arms tfq,tfq-w4,fp32,bf16,openvino-int8
 
@@ -23,7 +24,8 @@ AVX2_ENVIRONMENT = {
 }
 VNNI_ENVIRONMENT = {"TFQ_MAX_ISA": "avx512vnni", "ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}
 ISA_ENVIRONMENT = {"best": {}, "avx512vnni": VNNI_ENVIRONMENT, "avx2": AVX2_ENVIRONMENT}
-MODELS = ("ddpm-cifar10", "sd15", "fashion32", "animeface64")
+RANDOM = ("ddpm-cifar10", "sd15", "dit-s2", "dit-xl2", "pixart-s2", "pixart-xl2")
+TRAINED = ("fashion32", "animeface64")
 TIMESTEP = 500
 
 
@@ -32,7 +34,7 @@ def parse_arguments():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--model", choices=MODELS, default="ddpm-cifar10")
+    parser.add_argument("--model", choices=(*RANDOM, *TRAINED), default="ddpm-cifar10")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument(
@@ -49,12 +51,16 @@ def build_arms(names, unet, scheduler, inputs):
 
     import tfq
 
-    def runner(model, dtype):
-        moved = {
+    def moved_inputs(dtype):
+        return {
             k: v.to(dtype) if torch.is_tensor(v) and v.is_floating_point() else v
             for k, v in inputs.items()
         }
-        moved["sample"] = moved["sample"].contiguous(memory_format=torch.channels_last)
+
+    def runner(model, dtype):
+        moved = moved_inputs(dtype)
+        if "sample" in moved:
+            moved["sample"] = moved["sample"].contiguous(memory_format=torch.channels_last)
 
         @torch.no_grad()
         def call():
@@ -69,9 +75,7 @@ def build_arms(names, unet, scheduler, inputs):
         # Nearest rounding: a reconstruction changes the integers, not the time.
         model = copy.deepcopy(unet).to(dtype)
         config = tfq.TfqConfig(weights=weights, precision="uniform")
-        call = dict(inputs, sample=inputs["sample"].to(dtype))
-        call = {k: v.to(dtype) if k == "encoder_hidden_states" else v for k, v in call.items()}
-        tfq.convert(model, config, calibration=[call])
+        tfq.convert(model, config, calibration=[moved_inputs(dtype)])
         share = tfq.report(model).to_dict()["native_mac_share"]
         return runner(model, dtype), {"native_mac_share": share}
 
@@ -115,13 +119,15 @@ def main():
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     facts = machine.facts()
-    trained = args.model in ("fashion32", "animeface64")
+    trained = args.model in TRAINED
     loaded = getattr(models, args.model)() if trained else models.random_weights(args.model)
     if loaded is None:
         sys.exit(f"{args.model}: not found in {models.SHARED_MODELS}")
     unet, scheduler = loaded
     inputs = example_inputs(unet, args.batch, torch.Generator().manual_seed(0))
-    inputs["timestep"] = TIMESTEP if args.model != "animeface64" else 150
+    timestep = TIMESTEP if args.model != "animeface64" else 150
+    # A transformer takes a timestep for each image.
+    inputs["timestep"] = timestep if "sample" in inputs else torch.full((args.batch,), timestep)
     if "encoder_hidden_states" in inputs:
         inputs["encoder_hidden_states"].normal_(generator=torch.Generator().manual_seed(1))
 

@@ -14,14 +14,19 @@ import time
 
 import diffusers
 import torch
-from diffusers import UNet2DConditionModel, UNet2DModel
+from diffusers import (
+    DiTTransformer2DModel,
+    PixArtTransformer2DModel,
+    UNet2DConditionModel,
+    UNet2DModel,
+)
 from diffusers.models.embeddings import MultiIPAdapterImageProjection
 from torch._dynamo.testing import CompileCounterWithBackend
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "bench")]
 
-from models import DDPM_CIFAR10, SD15  # noqa: E402
+from models import DDPM_CIFAR10, DIT_XL2, PIXART_XL2, SD15  # noqa: E402
 from pipelines import FAMILIES, build, calibrate_and_convert, sample  # noqa: E402
 
 import tfq  # noqa: E402
@@ -90,6 +95,8 @@ PUBLISHED = {
     "SDXL base": (UNet2DConditionModel, {**_XL, **_SDXL}),
     "SDXL refiner": (UNet2DConditionModel, {**_XL, **_SDXL_REFINER}),
     "LCM of Stable Diffusion 1.5": (UNet2DConditionModel, {**SD15, "time_cond_proj_dim": 256}),
+    "DiT-XL/2 (256)": (DiTTransformer2DModel, DIT_XL2),
+    "PixArt-XL/2 (256)": (PixArtTransformer2DModel, PIXART_XL2),
 }  # fmt: skip
 
 
@@ -155,7 +162,7 @@ def cover(family, scheduler=None, compiled=False):
 
 def converted_parts(pipeline):
     """Name -> model of what was converted of a pipeline."""
-    parts = {name: getattr(pipeline, name, None) for name in ("unet", "controlnet")}
+    parts = {name: getattr(pipeline, name, None) for name in ("unet", "transformer", "controlnet")}
     return {name: part for name, part in parts.items() if part is not None}
 
 

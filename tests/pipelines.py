@@ -138,13 +138,34 @@ def _controlnet():
 
 def _dit():
     return diffusers.DiTPipeline(
-        diffusers.DiTTransformer2DModel(
-            sample_size=16, num_layers=2, patch_size=2, attention_head_dim=8, num_attention_heads=4,
-            in_channels=4, out_channels=8, num_embeds_ada_norm=1000,
-        ).eval(),
-        _vae(),
-        diffusers.DDIMScheduler(),
+        transformer("dit"), _vae(), diffusers.DDIMScheduler(clip_sample=False)
+    )
+
+
+def _pixart():
+    return diffusers.PixArtAlphaPipeline(
+        tokenizer=None, text_encoder=None, vae=_vae(), transformer=transformer("pixart"),
+        scheduler=diffusers.DPMSolverMultistepScheduler(),
     )  # fmt: skip
+
+
+def transformer(name, dtype=torch.float32, **settings):
+    """A small transformer of random weights: "dit" (classes), "pixart", "pixart_sizes" (conditions)."""
+    config = {
+        "sample_size": 16, "num_layers": 2, "patch_size": 2, "attention_head_dim": 8,
+        "num_attention_heads": 6, "in_channels": 4, "out_channels": 8,
+    }  # fmt: skip
+    cls = diffusers.DiTTransformer2DModel
+    if name != "dit":
+        cls = diffusers.PixArtTransformer2DModel
+        config |= {
+            "cross_attention_dim": 48, "caption_channels": TEXT_WIDTH,
+            "use_additional_conditions": name == "pixart_sizes",
+        }  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = cls(**{**config, **settings})
+    return model.to(dtype).eval()
 
 
 def _ip_adapter():
@@ -183,6 +204,18 @@ def _mask():
 def _image_embeddings():
     embeddings = torch.randn(2, 1, TEXT_WIDTH, generator=torch.Generator().manual_seed(6))
     return [embeddings]
+
+
+def _embedded_text():
+    """A prompt and a negative one as PixArt's text encoder hands them on."""
+    generator = torch.Generator().manual_seed(7)
+    text = torch.randn(2, 1, 12, TEXT_WIDTH, generator=generator)
+    mask = torch.tensor([[1] * 9 + [0] * 3])
+    return {
+        "prompt_embeds": text[0], "negative_prompt_embeds": text[1], "prompt_attention_mask": mask,
+        "negative_prompt_attention_mask": mask, "negative_prompt": None,
+        "use_resolution_binning": False,
+    }  # fmt: skip
 
 
 def _text(**more):
@@ -256,9 +289,10 @@ _FAMILIES = {
         _ip_adapter,
         _text(ip_adapter_image_embeds=_image_embeddings),
     ),
+    "DiT": (_dit, lambda: {"class_labels": [1, 3]}),
+    "PixArt": (_pixart, lambda: _embedded_text()),
 }
 FAMILIES = list(_FAMILIES)
-_FAMILIES["DiT"] = (_dit, lambda: {"class_labels": [1, 3]})
 
 
 def build(family):

@@ -274,7 +274,7 @@ def test_errors_in_one_line(folders, tmp_path, capsys, arguments, message):
 def test_other_models_and_schedulers_are_named(folders, tmp_path, capsys):
     diffusers.AutoencoderKL(block_out_channels=(32,)).save_pretrained(tmp_path / "vae")
     error = refused(capsys, "convert", tmp_path / "vae", tmp_path / "out")
-    assert "holds a AutoencoderKL; tfq converts UNet2DModel and UNet2DConditionModel" in error
+    assert "holds a AutoencoderKL; tfq converts UNet2DModel, UNet2DConditionModel, " in error
     (tmp_path / "scheduler_config.json").write_text('{"_class_name": "NoScheduler"}')
     error = refused(capsys, "convert", folders / "bare", tmp_path / "out", "--scheduler", tmp_path)
     assert f"holds a NoScheduler, which diffusers {diffusers.__version__} does not have" in error

@@ -10,6 +10,9 @@ from tolerance import MIN_PIPELINE_PSNR, assert_signal_to_noise
 
 import tfq
 
+# A control image's first convolution is float, at eight times the resolution; of a narrow DiT the norms'
+# projections and the ends weigh more than of DiT-XL.
+LEAST_SHARE = {"ControlNet": 0.97, "DiT": 0.93, "PixArt": 0.96}
 COMPILED = [("SDXL base", None)]
 UNIFORM = tfq.TfqConfig(precision="uniform", calibration_samples=2)
 
@@ -17,8 +20,7 @@ UNIFORM = tfq.TfqConfig(precision="uniform", calibration_samples=2)
 @pytest.mark.parametrize("family, scheduler", ROWS)
 def test_pipeline(family, scheduler):
     row = cover(family, scheduler, compiled=(family, scheduler) in COMPILED)
-    # The first convolution of a control image is float, at eight times the resolution.
-    assert row.native_share > (0.97 if family == "ControlNet" else 0.98), row
+    assert row.native_share > LEAST_SHARE.get(family, 0.98), row
     assert row.decibels > MIN_PIPELINE_PSNR, row
     assert row.reloaded, row
     if (family, scheduler) in COMPILED:

@@ -238,6 +238,107 @@ def test_casts(dtype):
             model.to(torch.float16)
 
 
+@pytest.mark.parametrize("name", ["attention", "cross"])
+def test_memory_format(name):
+    """As users of CPUs ask for it; packed weights keep the layout of the kernels."""
+    _, unet, kwargs, _, expected = converted(name, "timestep")
+    assert unet.to(memory_format=torch.channels_last) is unet
+    unet.to("cpu", memory_format=torch.channels_last)
+    assert_same_bits(run(unet, kwargs), expected)
+
+
+def test_casts_past_diffusers_are_refused():
+    """diffusers refuses `half` and `float` itself; the other two would cast what the kernels read."""
+    _, unet, kwargs, _, expected = converted("cross")
+    for model in (unet, clone(unet)):
+        for method in ("bfloat16", "double"):
+            with pytest.raises(
+                ValueError, match=f"{method}: the dtype of a converted model is fixed"
+            ):
+                getattr(model, method)()
+        for method in ("half", "float"):
+            with pytest.raises(ValueError, match="is not supported for quantized model"):
+                getattr(model, method)()
+        assert_same_bits(run(model, kwargs), expected)
+
+
+# Switches of diffusers' ModelMixin.
+
+
+def test_layerwise_casting():
+    """It would store biases and the float layers in few bits: refused before and after."""
+    _, unet, kwargs, _, expected = converted("cross")
+    with pytest.raises(ValueError, match="enable_layerwise_casting: the layers .* hold integers"):
+        unet.enable_layerwise_casting(torch.float8_e4m3fn, torch.float32)
+    assert_same_bits(run(unet, kwargs), expected)
+    unet = build("cross")
+    unet.enable_layerwise_casting(torch.float8_e4m3fn, torch.float32)
+    with pytest.raises(ValueError, match="forward of conv_in was replaced"):
+        tfq.convert(unet)
+
+
+@pytest.mark.parametrize("name", ["attention", "cross", "scale_shift"])
+def test_gradient_checkpointing_changes_nothing(name):
+    _, unet, kwargs, _, expected = converted(name)
+    unet.enable_gradient_checkpointing()
+    assert unet.is_gradient_checkpointing
+    assert_same_bits(unet(**kwargs).sample, expected)  # where gradients are enabled
+    unet.disable_gradient_checkpointing()
+    float_unet = build(name)
+    float_unet.enable_gradient_checkpointing()
+    assert_same_bits(run(tfq.convert(float_unet, UNIFORM), kwargs), expected)
+
+
+def test_projections_fused_before_conversion_are_refused():
+    """They would be layers that no configuration makes again."""
+    unet = build("cross")
+    unet.fuse_qkv_projections()
+    before = run(unet, inputs(unet))
+    message = "convert: the projections of down_blocks.0.*attn1 are fused .fuse_qkv_projections."
+    with pytest.raises(ValueError, match=message):
+        tfq.convert(unet)
+    assert_same_bits(run(unet, inputs(unet)), before)
+
+
+def test_xformers_is_diffusers_own_error():
+    _, unet, kwargs, _, expected = converted("cross")
+    with pytest.raises((ModuleNotFoundError, ValueError), match="xformers|GPU"):
+        unet.enable_xformers_memory_efficient_attention()
+    assert_same_bits(run(unet, kwargs), expected)
+    unet.disable_xformers_memory_efficient_attention()
+    assert_same_bits(run(unet, kwargs), expected)
+
+
+def test_attention_backend_changes_nothing():
+    _, unet, kwargs, _, expected = converted("cross")
+    unet.set_attention_backend("native")
+    assert_same_bits(run(unet, kwargs), expected)
+
+
+@pytest.mark.parametrize("kind", ["block_level", "leaf_level"])
+def test_group_offload_before_conversion_is_refused(kind):
+    unet = build("cross")
+    blocks = {"num_blocks_per_group": 1} if kind == "block_level" else {}
+    unet.enable_group_offload(torch.device("cpu"), offload_type=kind, **blocks)
+    with pytest.raises(ValueError, match=r"forward of .* was replaced .*remove_all_hooks"):
+        tfq.convert(unet)
+
+
+@pytest.mark.parametrize("loaded", [False, True], ids=["converted", "loaded"])
+def test_switches_of_loaded_models(loaded, tmp_path):
+    """A model from a file has the same methods of its own as one just converted."""
+    _, unet, kwargs, _, expected = converted("cross", "timestep")
+    if loaded:
+        unet.save_pretrained(tmp_path)
+        unet = type(unet).from_pretrained(tmp_path)
+    unet.to("cpu", memory_format=torch.channels_last).enable_freeu(0.9, 0.2, 1.2, 1.4)
+    assert not torch.equal(run(unet, kwargs), expected)
+    unet.disable_freeu()
+    assert_same_bits(run(unet, kwargs), expected)
+    with pytest.raises(ValueError, match="hold integers already"):
+        unet.enable_layerwise_casting()
+
+
 # IP-Adapter.
 
 

@@ -109,7 +109,7 @@ def test_not_a_module(model):
     with pytest.raises(TypeError) as caught:
         tfq.convert(model)
     message = str(caught.value)
-    assert message.startswith(f"convert: model must be a {CLASS_NAMES}, got ")
+    assert message.startswith(f"convert: model must be one of {CLASS_NAMES}; got ")
     assert message.endswith(type(model).__name__)
 
 
@@ -121,7 +121,7 @@ def test_not_a_module(model):
         (
             torch.nn.Linear(4, 4),
             TypeError,
-            f"must be a {CLASS_NAMES}, got Linear",
+            f"must be one of {CLASS_NAMES}; got Linear",
         ),
     ],
 )

@@ -177,8 +177,10 @@ def test_failure_on_the_way_takes_all_back():
 
 
 def test_pipeline_without_unet():
-    pipeline = build("DiT")
-    with pytest.raises(
-        TypeError, match="DiTPipeline has no unet, only transformer, vae, scheduler"
-    ):
-        tfq.convert(pipeline)
+    class OnlyVae(diffusers.DiffusionPipeline):
+        def __init__(self, vae):
+            super().__init__()
+            self.register_modules(vae=vae)
+
+    with pytest.raises(TypeError, match="OnlyVae has no unet or transformer, only vae"):
+        tfq.convert(OnlyVae(build("DDPM").unet))

@@ -63,12 +63,13 @@ class Attention(FloatAttention):
 
     def forward(
         self, hidden_states, encoder_hidden_states=None, attention_mask=None, temb=None,
-        layer_norm=None, **cross_attention_kwargs,
+        layer_norm=None, gate=None, **cross_attention_kwargs,
     ):  # fmt: skip
         """As diffusers' Attention; `temb` is a row.
 
         With `layer_norm`, `hidden_states` is the residual stream: it is normalised here, and added to
-        the output. Only a fused attention takes it.
+        the output, times `gate` ``(batch, channels)`` if there is one. Only a fused attention takes
+        them.
         """
         if cross_attention_kwargs or layer_norm is None and not self.is_fused():
             return self._unfused(
@@ -95,12 +96,14 @@ class Attention(FloatAttention):
             attention_mask = attention_mask.view(batch, self.heads, -1, attention_mask.shape[-1])
         mixed = self._attend(query, key, value, attention_mask)
 
-        adds_residual = self.residual_connection or layer_norm is not None
+        adds_residual = self.residual_connection or (layer_norm is not None and gate is None)
         out = to_out.product(
             *to_out.input.quantize(mixed),
             residual=tokens if adds_residual else None,
             out_dtype=tokens.dtype,
         )
+        if gate is not None:
+            out = gated_sum(tokens, gate, out)
         if is_image:
             out = token_image(out, hidden_states.shape[2:])
         return out if self.rescale_output_factor == 1 else out / self.rescale_output_factor
@@ -236,6 +239,11 @@ class Transformer2DModel(FloatTransformer2DModel):
             q, qparams, residual=image_tokens(residual), out_dtype=residual.dtype
         )
         return token_image(out, (height, width))
+
+
+def gated_sum(tokens, gate, update):
+    """``tokens + gate * update`` with a gate ``(batch, channels)``, in the dtype of the tokens."""
+    return torch.addcmul(tokens, gate[:, None].to(tokens.dtype), update)
 
 
 def is_standard_feed_forward(ff):

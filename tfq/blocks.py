@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from tfq.adapters import is_untouched
 from tfq.attention import Attention
-from tfq.nn import Conv2d, ShortcutConv2d
+from tfq.nn import Conv2d, ShortcutConv2d, fold_modulation
 from tfq.ops import _checks
 from tfq.ops.resnet import resnet_block
 
@@ -44,9 +44,7 @@ class ResnetBlock2D(resnet.ResnetBlock2D):
         """
         if self.time_embedding_norm != "scale_shift":
             return feature
-        scale, shift = feature.float().chunk(2, dim=1)
-        weight, bias = self.norm2.weight.float(), self.norm2.bias.float()
-        return torch.cat([weight * (1 + scale), bias * (1 + scale) + shift], dim=1)
+        return torch.cat(fold_modulation(self.norm2, *feature.float().chunk(2, dim=1)), dim=1)
 
     def _feature(self, row):
         if self.feature_slot is not None:

@@ -11,7 +11,7 @@ import inspect
 import torch
 
 from tfq.distributed import failing_together, gather, is_mine
-from tfq.models import arguments_of, output_of
+from tfq.models import arguments_of, image_argument, images_of, output_of
 from tfq.shapes import example_inputs
 
 DEFAULT_STEPS = 50
@@ -65,7 +65,7 @@ class Trajectory:
 
     Parameters
     ----------
-    unet : UNet2DModel or UNet2DConditionModel
+    unet : a model of :data:`tfq.models.CLASSES`
     scheduler : diffusers scheduler
     num_inference_steps : int
     images : int
@@ -85,7 +85,8 @@ class Trajectory:
         self._unet, self._scheduler = unet, check_scheduler(scheduler, num_inference_steps)
         generator = torch.Generator().manual_seed(seed)
         self._inputs = example_inputs(unet, images, generator)
-        noise = self._inputs.pop("sample").float()
+        self._images = image_argument(unet)
+        noise = self._inputs.pop(self._images).float()
         self.sample = noise * getattr(self._scheduler, "init_noise_sigma", 1.0)
         self.timesteps = self._scheduler.timesteps
         step_arguments = inspect.signature(self._scheduler.step).parameters
@@ -97,7 +98,8 @@ class Trajectory:
         if hasattr(self._scheduler, "scale_model_input"):
             scaled = self._scheduler.scale_model_input(scaled, timestep)
         sample = scaled.to(self._unet.dtype)
-        call = {**self._inputs, "sample": sample, "timestep": timestep}
+        timesteps = timestep.expand(len(sample))
+        call = {**self._inputs, self._images: sample, "timestep": timesteps}
         return self._unet(**call).sample.float()
 
     def step(self, timestep, output):
@@ -246,7 +248,7 @@ def spread_images(calls, count):
     picked = []
     for i in range(min(len(calls), count)):
         call = calls[i * len(calls) // min(len(calls), count)]
-        batch = call["sample"].shape[0]
+        batch = images_of(call).shape[0]
         images = torch.arange(i, i + min(each, batch)) % batch
         picked.append({k: _images(v, images, batch) for k, v in call.items()})
     return picked

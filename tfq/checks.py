@@ -1,6 +1,7 @@
 """What :func:`tfq.convert` and a converted model accept, and the errors for everything else."""
 
 import torch
+from diffusers.models.attention_processor import Attention
 from torch import nn
 
 from tfq import adapters, calibrate, models, temporal
@@ -18,18 +19,21 @@ class CheckInputs:
     def __init__(self, model):
         self.in_channels, self.dtype = model.config.in_channels, model.dtype
         self.names, _ = models.arguments_of(model)
+        self.images = models.image_argument(model)
         self.model = type(model).__name__
 
     def __call__(self, module, args, kwargs):
-        """Check ``sample``, and that no input requires grad."""
+        """Check the noisy images, and that no input requires grad."""
         if torch.compiler.is_compiling():
             return  # a hook is a graph of its own, compiled again for every shape it looks at
         inputs = {**dict(zip(self.names, args, strict=False)), **kwargs}
-        if "sample" not in inputs:
+        if self.images not in inputs:
             return  # forward itself says what is missing
-        sample = inputs["sample"]
+        sample = inputs[self.images]
         if not isinstance(sample, torch.Tensor):
-            raise TypeError(f"{self.model}: sample must be a tensor, got {type(sample).__name__}")
+            raise TypeError(
+                f"{self.model}: {self.images} must be a tensor, got {type(sample).__name__}"
+            )
         for name, value in inputs.items():
             if isinstance(value, torch.Tensor) and value.requires_grad:
                 raise ValueError(
@@ -38,17 +42,17 @@ class CheckInputs:
                 )
         if sample.dim() != 4 or sample.shape[1] != self.in_channels:
             raise ValueError(
-                f"{self.model}: sample must be (batch, {self.in_channels}, height, width), got "
+                f"{self.model}: {self.images} must be (batch, {self.in_channels}, height, width), got "
                 f"{tuple(sample.shape)}"
             )
         if sample.dtype is not self.dtype:
             raise TypeError(
-                f"{self.model}: sample must be {self.dtype} as the model, got {sample.dtype}"
+                f"{self.model}: {self.images} must be {self.dtype} as the model, got {sample.dtype}"
             )
         if not (sample.is_cpu or (HAS_CUDA and sample.is_cuda)):
             raise NotImplementedError(
-                f"{self.model}: sample is on '{sample.device}'; this build of tfq has native kernels for "
-                f"{KERNEL_DEVICES} only"
+                f"{self.model}: {self.images} is on '{sample.device}'; this build of tfq has native "
+                f"kernels for {KERNEL_DEVICES} only"
             )
 
 
@@ -62,7 +66,7 @@ def check_arguments(model, scheduler, num_inference_steps, calibration, prompts)
     """Raise if :func:`tfq.convert` cannot do what it is asked to; nothing is changed."""
     if not isinstance(model, nn.Module):
         raise TypeError(
-            f"convert: model must be a {models.CLASS_NAMES}, got {type(model).__name__}"
+            f"convert: model must be one of {models.CLASS_NAMES}; got {type(model).__name__}"
         )
     if prompts is not None:
         raise ValueError(
@@ -77,11 +81,13 @@ def check_arguments(model, scheduler, num_inference_steps, calibration, prompts)
         )
     if not isinstance(model, models.CLASSES):
         raise TypeError(
-            f"convert: model must be a {models.CLASS_NAMES}, got {type(model).__name__}"
+            f"convert: model must be one of {models.CLASS_NAMES}; got {type(model).__name__}"
         )
+    times = (*_TIME, *models.temporal_modules(model))
     for name, module in model.named_modules():
-        part = name.split(".")[0]
-        if part in _TIME and (adapters.is_wrapped(module) or not adapters.is_untouched(module)):
+        if name.startswith(times) and (
+            adapters.is_wrapped(module) or not adapters.is_untouched(module)
+        ):
             raise ValueError(
                 f"convert: {name} has a hook or an adapter, but is replaced by a table of rows; remove "
                 f"the hook, or fuse the adapter (pipe.fuse_lora()), before the conversion"
@@ -91,6 +97,12 @@ def check_arguments(model, scheduler, num_inference_steps, calibration, prompts)
                 f"convert: the forward of {name} was replaced (offloading, a cache of features), and would "
                 f"run as before; take that back first, as with pipe.remove_all_hooks(), and add it again "
                 f"after the conversion"
+            )
+        if isinstance(module, Attention) and module.fused_projections:
+            raise ValueError(
+                f"convert: the projections of {name} are fused (fuse_qkv_projections); load the model "
+                f"again and convert it without: queries, keys and values share one quantized input as "
+                f"they are"
             )
     for name, parameter in model.named_parameters():
         if parameter.device.type != "cpu":
@@ -156,14 +168,17 @@ def resolve_ranges(model, config, scheduler, calibration):
             raise ValueError("convert: reconstruction='block' needs scheduler= or calibration=")
         if reason := why_it_cannot_sample(model):
             raise ValueError(f"convert: reconstruction='block' runs the model, but {reason}")
+    if isinstance(model, models.TRANSFORMERS) and config.temporal not in ("fold", "cache"):
+        raise ValueError(
+            f"convert: temporal={config.temporal!r} is for UNets and ControlNets; of a "
+            f"{type(model).__name__} the features are a table: temporal='fold' or 'cache'"
+        )
     return ranges
 
 
 def why_it_cannot_sample(model):
     """Why a model alone does not make a calibration run; None if it can."""
-    _, required = models.arguments_of(model)
-    conditions = [name for name in required if name not in ("sample", "timestep")]
-    if conditions:
+    if conditions := models.conditions_of(model):
         return (
             f"the model needs {' and '.join(conditions)}: pass calibration=, or for the UNet of a "
             f"pipeline convert(pipe, prompts=...)"

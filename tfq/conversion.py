@@ -3,11 +3,13 @@
 import torch
 
 from tfq import calibrate, checks, pipelines, ranges, sensitivity
+from tfq.adaln_lowering import lower
 from tfq.adapters import base_modules
 from tfq.config import TfqConfig
 from tfq.diffusers_quantizer import mark_converted
 from tfq.distributed import failing_together
-from tfq.lowering import Lowering, Undo
+from tfq.lowering import Undo
+from tfq.models import images_of
 from tfq.output_correction import correct_output, fit_correction
 from tfq.plan import plan_layers
 from tfq.reconstruct import reconstruct_blocks
@@ -15,7 +17,7 @@ from tfq.saving import Conversion
 from tfq.shapes import trace_shapes
 from tfq.temporal_modes import (
     TABLE_MODES,
-    FloatFeatures,
+    float_features_of,
     install_features,
     relative_error,
 )
@@ -50,9 +52,10 @@ def convert(
 
     Parameters
     ----------
-    model : UNet2DModel, UNet2DConditionModel, ControlNetModel or DiffusionPipeline
-        float32 or bfloat16, on the CPU. Of a pipeline the UNet is converted, and calibrated through the
-        pipeline itself.
+    model : UNet2DModel, UNet2DConditionModel, ControlNetModel, DiTTransformer2DModel, \
+            PixArtTransformer2DModel or DiffusionPipeline
+        float32 or bfloat16, on the CPU. Of a pipeline the UNet or transformer is converted, and
+        calibrated through the pipeline itself.
     config : TfqConfig, optional
     scheduler : diffusers scheduler, optional
         Calibrates on the model's own trajectory: one sampling run with a copy of it gives every layer
@@ -174,8 +177,8 @@ def _convert(model, config, source, kind, checkpoint, undo):
         sensitivity.refine_plans(plans, estimates, config)
         shifts = sensitivity.bias_shifts(plans, estimates, config)
     weight_of = _weight_source(model, plans, shifts, config, source, checkpoint)
-    float_features, float_modules = FloatFeatures(model), base_modules(model)
-    lowered = Lowering(model, config, plans, undo).run()
+    float_features, float_modules = float_features_of(model), base_modules(model)
+    lowered = lower(model, config, plans, undo)
     _load_weights(lowered.layers, plans, float_modules, weight_of)
     model.eval()  # the modules that are new
     hook = model.register_forward_pre_hook(checks.CheckInputs(model), with_kwargs=True)
@@ -251,18 +254,18 @@ def _reconstruct(model, converted, config, source, checkpoint):
 
 
 def _mark_temporal_layers(plans, embedding, config):
-    names = {f"{name}.time_emb_proj" for name, _ in embedding.slots}
-    if names and config.temporal in ("tib", "select"):
-        names.add("time_embedding.linear_2")
+    folded = set(embedding.places) - {"time_embedding"}
+    if folded and config.temporal in ("tib", "select"):
+        folded.add("time_embedding.linear_2")
     for plan in plans:
-        if plan.name in names:
+        if folded & {plan.name, plan.name.rpartition(".")[0]}:
             plan.reason = f"temporal block: {_TEMPORAL_REASONS[config.temporal]}"
 
 
 def _install_rows(model, lowered, config, source, kind):
     """Build the table of rows: from a run of the model, or for the scheduler's timesteps alone."""
     embedding = model.time_embedding
-    if kind == "dynamic" and source.scheduler is not None:
+    if (kind == "dynamic" or not lowered.quantizers) and source.scheduler is not None:
         timesteps = source.timesteps()
         rows = torch.cat([embedding.compute_rows(t[None]) for t in timesteps])
         embedding.set_rows(timesteps, rows)
@@ -287,7 +290,7 @@ def _install_rows(model, lowered, config, source, kind):
 
 def _correct_output(model, source, undo):
     """The timesteps it is for: none where no float model was called, or no image comes out."""
-    if not source.calls or source.outputs[0].shape[2:] != source.calls[0]["sample"].shape[2:]:
+    if not source.calls or source.outputs[0].shape[2:] != images_of(source.calls[0]).shape[2:]:
         return []
     correction = fit_correction(model, source.calls, source.outputs, source.progress)
     undo.set_child(model, "output_correction", correction)

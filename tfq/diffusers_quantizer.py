@@ -155,7 +155,8 @@ class TfqQuantizer(DiffusersQuantizer):
         if conversion.corrected:
             correct_output(model)
         model._tfq_conversion = conversion
-        model.to = functools.partial(_to, model)
+        for name, method in own_methods(model).items():
+            setattr(model, name, method)
 
     def get_state_dict_and_metadata(self, state_dict, safe_serialization=False):
         """Each tensor once, and the versions for the header of the file."""
@@ -199,8 +200,10 @@ def _own(tensor, **options):
 def _to(model, *args, **kwargs):
     """``model.to``, where a cast to the dtype that the model has already is none.
 
-    diffusers refuses every cast of a quantized model, and loads IP-Adapters with one.
+    diffusers refuses every cast of a quantized model, and loads IP-Adapters with one. A memory format
+    is left out: packed weights have their own, and images are channels_last anyway.
     """
+    kwargs = {name: value for name, value in kwargs.items() if name != "memory_format"}
     if kwargs.get("dtype") is model.dtype:
         kwargs = {name: value for name, value in kwargs.items() if name != "dtype"}
     args = tuple(value for value in args if value is not model.dtype)
@@ -208,6 +211,29 @@ def _to(model, *args, **kwargs):
     if isinstance(projection, MultiIPAdapterImageProjection):
         projection.to(model.dtype)
     return type(model).to(model, *args, **kwargs) if args or kwargs else model
+
+
+def _refuse_cast(method, *args, **kwargs):
+    raise ValueError(
+        f"{method}: the dtype of a converted model is fixed; cast the float model, then convert it"
+    )
+
+
+def _refuse_layerwise_casting(*args, **kwargs):
+    raise ValueError(
+        "enable_layerwise_casting: the layers of a converted model hold integers already, and what is "
+        "float in it needs its precision; leave it out"
+    )
+
+
+def own_methods(model):
+    """Name -> what a converted model has in the place of a method that would damage it."""
+    return {
+        "to": functools.partial(_to, model),
+        "bfloat16": functools.partial(_refuse_cast, "bfloat16"),
+        "double": functools.partial(_refuse_cast, "double"),
+        "enable_layerwise_casting": _refuse_layerwise_casting,
+    }
 
 
 def mark_converted(model, conversion, undo):
@@ -224,7 +250,7 @@ def mark_converted(model, conversion, undo):
         "hf_quantizer": TfqQuantizer(conversion, pre_quantized=True),
         "is_quantized": True,
         "quantization_method": QuantMethod.TFQ,
-        "to": functools.partial(_to, model),
+        **own_methods(model),
     }
     for name, value in values.items():
         undo.set_attribute(model, name, value)

@@ -15,7 +15,8 @@ from tfq.ops._checks import is_traced
 from tfq.quantizer import QPARAMS_WIDTH
 
 
-def _linear(layer, x):
+def linear(layer, x):
+    """A Linear in float32, whatever its weights are stored in."""
     # A kept block is stored in float16 once rows exist, and computed in float32.
     bias = None if layer.bias is None else layer.bias.float()
     return nn.functional.linear(x.float(), layer.weight.float(), bias)
@@ -55,14 +56,14 @@ class FloatTIB(nn.Module):
         learned = isinstance(self.time_proj, nn.Embedding)
         x = self.time_proj(values.long() if learned else values)
         if condition is not None:
-            x = x.float() + _linear(self.embedding.cond_proj, condition)
-        x = _linear(self.embedding.linear_1, x)
+            x = x.float() + linear(self.embedding.cond_proj, condition)
+        x = linear(self.embedding.linear_1, x)
         return x if self.embedding.act is None else self.embedding.act(x)
 
     def embed(self, values, condition=None):
         """Time embedding ``(batch, embedding)``, float32."""
         return self.finish_embedding(
-            _linear(self.embedding.linear_2, self.hidden(values, condition))
+            linear(self.embedding.linear_2, self.hidden(values, condition))
         )
 
     def finish_embedding(self, x):
@@ -79,7 +80,7 @@ class FloatTIB(nn.Module):
         embedded = self.embed(values, condition)
         inputs = self.projection_inputs(embedded)
         return [
-            _linear(projection, x) for projection, x in zip(self.projections, inputs, strict=True)
+            linear(projection, x) for projection, x in zip(self.projections, inputs, strict=True)
         ], embedded
 
 

@@ -94,7 +94,7 @@ class Lowering:
 
     Parameters
     ----------
-    unet : UNet2DModel or UNet2DConditionModel
+    unet : a model of :data:`tfq.models.CLASSES`
     config : TfqConfig
     plans : list of LayerPlan
     undo : Undo
@@ -288,9 +288,13 @@ class Lowering:
             getattr(unet, "time_embed_act", None),
         )  # fmt: skip
         embedding_width = unet.time_embedding.linear_2.out_features if self.needs_embedding else 0
+        places = {
+            f"{name}.time_emb_proj": f"projections.{i}" for i, (name, _, _) in enumerate(features)
+        }
         embedding = temporal.TemporalEmbedding(
-            tib, self.layout, features, self.partition, embedding_width
-        )
+            tib, self.layout, [(name, slot, block.fold_feature) for name, slot, block in features],
+            self.partition, embedding_width, {"time_embedding": "embedding", **places},
+        )  # fmt: skip
         for block in fused.values():
             undo.set_attribute(block, "row_width", width)
             if block.feature_slot is not None:
@@ -320,6 +324,11 @@ class Lowering:
             width = 0
         self._hook(condition.register_forward_pre_hook, temporal.ConditionInputs())
         self._hook(condition.register_forward_hook, temporal.PadToRow(width))
+
+
+def as_it_is(feature):
+    """What a row stores of a feature that nothing is folded into."""
+    return feature
 
 
 def _channels_last_input(conv, args):

@@ -3,23 +3,52 @@
 import inspect
 
 import torch
-from diffusers import ControlNetModel, UNet2DConditionModel, UNet2DModel
+from diffusers import (
+    ControlNetModel,
+    DiTTransformer2DModel,
+    PixArtTransformer2DModel,
+    UNet2DConditionModel,
+    UNet2DModel,
+)
+from diffusers.models.normalization import AdaLayerNormSingle, AdaLayerNormZero
 
-CLASSES = (UNet2DModel, UNet2DConditionModel, ControlNetModel)
-CLASS_NAMES = " or ".join(cls.__name__ for cls in CLASSES)
+TRANSFORMERS = (DiTTransformer2DModel, PixArtTransformer2DModel)
+CLASSES = (UNet2DModel, UNet2DConditionModel, ControlNetModel, *TRANSFORMERS)
+CLASS_NAMES = ", ".join(cls.__name__ for cls in CLASSES)
 
 # Layers at the ends of a model, which stay float.
 BOUNDARY = {
     "conv_in": "first convolution: kept float",
     "controlnet_cond_embedding.conv_in": "first convolution: kept float",
+    "pos_embed.proj": "first convolution: kept float",
     "conv_out": "last convolution: kept float",
+    "proj_out": "last layer: kept float",
+    "proj_out_2": "last layer: kept float",
 }
+# What a call names its noisy images.
+_IMAGES = ("sample", "hidden_states")
 
 
 def blocks_of(model):
     """The blocks of a UNet or ControlNet in the order in which they run."""
     mid_block = [] if model.mid_block is None else [model.mid_block]
     return [*model.down_blocks, *mid_block, *getattr(model, "up_blocks", ())]
+
+
+def adaln_norms(model):
+    """Name -> adaptive norm of a transformer: what turns timesteps into scales, shifts and gates."""
+    if not isinstance(model, TRANSFORMERS):
+        return {}
+    kinds = (AdaLayerNormZero, AdaLayerNormSingle)
+    return {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
+
+
+def temporal_modules(model):
+    """Names of the modules of a transformer whose place a row takes."""
+    return [
+        name if isinstance(norm, AdaLayerNormSingle) else f"{name}.emb"
+        for name, norm in adaln_norms(model).items()
+    ]
 
 
 def residual_outputs(model):
@@ -33,10 +62,27 @@ def residual_outputs(model):
 
 
 def arguments_of(model):
-    """Names of the arguments of a call, in order, and those that have no default."""
+    """Names of the arguments of a call, in order, and those without which it cannot run."""
     parameters = list(inspect.signature(type(model).forward).parameters.values())[1:]
     required = [p.name for p in parameters if p.default is inspect.Parameter.empty]
+    if isinstance(model, PixArtTransformer2DModel):
+        required.append("encoder_hidden_states")
     return [p.name for p in parameters], required
+
+
+def conditions_of(model):
+    """Names of the arguments that nothing but a pipeline can make up."""
+    return [name for name in arguments_of(model)[1] if name not in (*_IMAGES, "timestep")]
+
+
+def image_argument(model):
+    """What a call of the model names its noisy images."""
+    return next(name for name in arguments_of(model)[0] if name in _IMAGES)
+
+
+def images_of(call):
+    """The noisy images among the arguments of a call; None if there are none."""
+    return next((call[name] for name in _IMAGES if name in call), None)
 
 
 def output_of(returned):

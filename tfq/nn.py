@@ -261,6 +261,14 @@ class ShortcutConv2d(_QuantizedConv):
         return parts[:1] + [(*part[:-1], None) for part in parts[1:]]
 
 
+def fold_modulation(norm, scale, shift):
+    """Weight and bias of ``norm(x) * (1 + scale) + shift``, float32 ``(batch, channels)`` each."""
+    if norm.weight is None:
+        return 1 + scale, shift
+    weight, bias = norm.weight.float(), 0 if norm.bias is None else norm.bias.float()
+    return weight * (1 + scale), bias * (1 + scale) + shift
+
+
 def image_tokens(image):
     """``(batch, channels, h, w)`` as ``(batch, h*w, channels)``, a view if it is channels_last."""
     return image.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1).flatten(1, 2)

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from tfq.distributed import failing_together, gather, is_mine
-from tfq.models import arguments_of, output_of
+from tfq.models import arguments_of, images_of, output_of
 
 # Columns of the regression: float output, sample, 1; behind them the error.
 _REGRESSORS = 3
@@ -26,7 +26,7 @@ _PRIOR_PIXELS = 16
 
 
 class OutputCorrection(nn.Module):
-    """Forward hook of a converted UNet: ``gain * output + slope * sample + offset``.
+    """Forward hook of a converted model: ``gain * output + slope * sample + offset``.
 
     A timestep without a row takes the nearest one's.
 
@@ -49,9 +49,10 @@ class OutputCorrection(nn.Module):
     def correct(self, model, args, kwargs, output):
         """The model's output, tuple or dataclass, with its ``sample`` corrected."""
         call = {**dict(zip(self.arguments, args, strict=False)), **kwargs}
+        sample, timestep = images_of(call), call["timestep"]
         if isinstance(output, tuple):
-            return (self(output[0], call["sample"], call["timestep"]), *output[1:])
-        return type(output)(sample=self(output.sample, call["sample"], call["timestep"]))
+            return (self(output[0], sample, timestep), *output[1:])
+        return type(output)(sample=self(output.sample, sample, timestep))
 
     def forward(self, output, sample, timestep):
         """Corrected output, of its own dtype.
@@ -74,7 +75,8 @@ class OutputCorrection(nn.Module):
 
 def empty_correction(model, rows):
     """As :func:`fit_correction` makes it for so many timesteps, without values."""
-    table = torch.empty(rows, _REGRESSORS, model.config.out_channels, device="meta")
+    channels = model.config.out_channels or model.config.in_channels
+    table = torch.empty(rows, _REGRESSORS, channels, device="meta")
     return OutputCorrection(torch.empty(rows, device="meta"), table, arguments_of(model)[0])
 
 
@@ -99,8 +101,8 @@ def fit_correction(model, calls, outputs, progress=None):
 
     Parameters
     ----------
-    model : UNet2DModel or UNet2DConditionModel
-        Converted.
+    model : UNet or transformer
+        Converted; what it returns has the size of its sample.
     calls : list of dict
         Arguments of ``model.forward``.
     outputs : list of Tensor
@@ -117,7 +119,7 @@ def fit_correction(model, calls, outputs, progress=None):
         for index in filter(is_mine, range(len(calls))):
             call = calls[index]
             quantized = output_of(model(**{**call, "return_dict": False}))
-            moments[index] = _moments(outputs[index], call["sample"], quantized)
+            moments[index] = _moments(outputs[index], images_of(call), quantized)
             if progress is not None:
                 progress(index + 1, len(calls), "output correction")
     sums = {}

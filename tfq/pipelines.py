@@ -20,14 +20,14 @@ def is_pipeline(model):
 
 
 def unet_of(pipeline):
-    """The UNet of a pipeline; raises TypeError if it has none."""
-    unet = getattr(pipeline, "unet", None)
-    if unet is None:
-        raise TypeError(
-            f"convert: {type(pipeline).__name__} has no unet, only "
-            f"{', '.join(pipeline.components)}; a pipeline is converted by its unet"
-        )
-    return unet
+    """The UNet or transformer of a pipeline; raises TypeError if it has none."""
+    for name in ("unet", "transformer"):
+        if getattr(pipeline, name, None) is not None:
+            return getattr(pipeline, name)
+    raise TypeError(
+        f"convert: {type(pipeline).__name__} has no unet or transformer, only "
+        f"{', '.join(pipeline.components)}; a pipeline is converted by one of these"
+    )
 
 
 def calls_of(pipeline, config, scheduler, num_inference_steps, calibration, prompts, progress):

@@ -92,7 +92,7 @@ def plan_layers(unet, config, macs, skip_sources):
 
     Parameters
     ----------
-    unet : UNet2DModel, UNet2DConditionModel or ControlNetModel
+    unet : a model of :data:`tfq.models.CLASSES`
     config : TfqConfig
     macs, skip_sources : dict
         From :func:`tfq.shapes.trace_shapes`.
@@ -147,7 +147,8 @@ def _kept_float(unet, name, module, config):
     if name in models.BOUNDARY:
         return models.BOUNDARY[name]
     parent = name.split(".")[0]
-    if parent in _EMBEDDINGS and isinstance(getattr(unet, parent, None), nn.Module):
+    is_adaln = any(name.startswith(f"{norm}.emb.") for norm in models.adaln_norms(unet))
+    if is_adaln or parent in _EMBEDDINGS and isinstance(getattr(unet, parent, None), nn.Module):
         return "time or condition embedding: kept float"
     if any(name == n or name.startswith(n + ".") for n in config.modules_to_not_convert):
         return "in modules_to_not_convert"

@@ -1,5 +1,7 @@
 """From float to integer at every call: the inputs of the layers."""
 
+import torch
+
 from tfq import backends
 
 QPARAMS_WIDTH = 3
@@ -58,11 +60,16 @@ class InputQuantizer:
         return self._observe(result, row)
 
     def layer_norm(self, norm, x):
-        """LayerNorm `norm` of tokens, quantized per token."""
-        parameters = norm._parameters
-        return backends.get(self.backend).layer_norm_quantize(
-            x, parameters["weight"], parameters["bias"], norm.eps
-        )
+        """LayerNorm `norm` of tokens, quantized per token.
+
+        Its weight and bias may be ``(batch, channels)``: the images then go one by one.
+        """
+        operation = backends.get(self.backend).layer_norm_quantize
+        if norm.weight is None or norm.weight.dim() == 1:
+            return operation(x, norm.weight, norm.bias, norm.eps)
+        images = zip(x.unbind(), norm.weight.unbind(), norm.bias.unbind(), strict=True)
+        q, qparams = zip(*(operation(*image, norm.eps) for image in images), strict=True)
+        return torch.stack(q), None if qparams[0] is None else torch.cat(qparams)
 
     def geglu(self, x):
         """GEGLU of tokens, quantized per token."""

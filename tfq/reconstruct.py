@@ -14,6 +14,7 @@ from torch import nn
 from tfq import temporal
 from tfq.adapters import base_modules
 from tfq.checkpoint import Checkpoint
+from tfq.models import images_of
 from tfq.rounding import InputMoments, round_weight
 from tfq.simulation import SimulatedLayer, replaced_forward
 from tfq.weights import BITS
@@ -57,7 +58,7 @@ def reconstruct_blocks(
 
     Parameters
     ----------
-    unet : UNet2DModel or UNet2DConditionModel
+    unet : a model of :data:`tfq.models.CLASSES`
         Float, in evaluation mode; unchanged afterwards.
     bits : dict
         Layer name -> 8 or 4; other layers stay float. The temporal block (``time_embedding``, every
@@ -241,12 +242,12 @@ def join_calls(calls):
     if not calls:
         raise ValueError("reconstruct_blocks: calls must have at least one call, got none")
     for call in calls:
-        if not isinstance(call, dict) or not isinstance(call.get("sample"), torch.Tensor):
+        if not isinstance(call, dict) or not isinstance(images_of(call), torch.Tensor):
             raise TypeError(
                 f"reconstruct_blocks: calls must be dicts of forward arguments with a tensor sample, "
                 f"got {type(call).__name__}"
             )
-    batches = [len(call["sample"]) for call in calls]
+    batches = [len(images_of(call)) for call in calls]
     expanded = [
         {**call, "timestep": torch.as_tensor(call["timestep"]).reshape(-1).expand(batch)}
         for call, batch in zip(calls, batches, strict=True)

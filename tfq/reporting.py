@@ -199,18 +199,15 @@ def weight_bytes(module):
 
 def _moved_layers(unet, names):
     """Where layers of the temporal path are now: name in the float model -> name."""
-    moved = {}
-    embedding = unet.time_embedding
-    source = embedding.source
+    source, places = unet.time_embedding.source, unet.time_embedding.places
     block = "time_embedding.tib"
     if source is not None and source.replaces_float:
         block = "time_embedding.source" + (".tib" if hasattr(source, "tib") else ".block.tib")
+    moved = {name: f"{block}.{place}" for name, place in places.items()}
     for name in names:
-        parent, _, child = name.partition(".")
-        if parent == "time_embedding":
-            moved[name] = f"{block}.embedding.{child}"
-    for index, (name, _) in enumerate(embedding.slots):
-        moved[f"{name}.time_emb_proj"] = f"{block}.projections.{index}"
+        parent, _, child = name.rpartition(".")
+        if parent in places:
+            moved[name] = f"{moved[parent]}.{child}"
     return moved
 
 

@@ -18,10 +18,11 @@ from torch import nn
 
 from tfq._ext import _C
 from tfq._version import __version__
+from tfq.adaln_lowering import lower
 from tfq.adapters import base_modules
 from tfq.config import QuantMethod, TfqConfig
 from tfq.features import FeatureCache, QuantizedTIB, SelectedFeatures
-from tfq.lowering import Lowering, Undo
+from tfq.lowering import Undo
 from tfq.output_correction import empty_correction
 from tfq.plan import LayerPlan
 from tfq.temporal_modes import TABLE_MODES
@@ -164,7 +165,7 @@ def build_skeleton(model, conversion):
                 f"quantization_config: layers has {plan.name!r} as {plan.type}, but in the "
                 f"{type(model).__name__} of this config.json it is {found}"
             )
-    lowered = Lowering(model, conversion.config, conversion.plans, Undo()).run()
+    lowered = lower(model, conversion.config, conversion.plans, Undo())
     for plan in conversion.plans:
         if plan.converted:
             layer = lowered.layers[plan.name]
@@ -176,20 +177,21 @@ def build_skeleton(model, conversion):
     width = embedding.table.shape[1]
     embedding.set_rows(torch.empty(rows, device="meta"), torch.empty(rows, width, device="meta"))
     if embedding.slots and conversion.config.temporal in TABLE_MODES:
-        embedding.use_source(_empty_source(embedding.tib, conversion.config, rows))
+        embedding.use_source(_empty_source(embedding, conversion.config, rows))
     if rows:
         embedding.finish(conversion.config.drop_tib)
     if conversion.corrected:
         model.output_correction = empty_correction(model, len(conversion.corrected))
 
 
-def _empty_source(tib, config, rows):
+def _empty_source(embedding, config, rows):
     """The source of the temporal features, without values; as conversion makes it."""
-    widths = [projection.out_features for projection in tib.projections]
-    cache = FeatureCache(widths, rows, config.backend)
+    cache = FeatureCache(embedding.feature_widths, rows, config.backend)
     if config.temporal == "cache":
         return cache
-    block = QuantizedTIB(tib, config.weight_bits, rows, config.fsc_output_tap, config.backend)
+    block = QuantizedTIB(
+        embedding.tib, config.weight_bits, rows, config.fsc_output_tap, config.backend
+    )
     return block if config.temporal == "tib" else SelectedFeatures(block, cache, rows)
 
 

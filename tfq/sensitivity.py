@@ -18,7 +18,7 @@ import torch
 
 from tfq.adapters import base_modules
 from tfq.calibrate import spread_images
-from tfq.models import output_of
+from tfq.models import images_of, output_of
 from tfq.simulation import SimulatedLayer, apply_layer
 from tfq.weights import round_to_grid, weight_grid
 
@@ -141,7 +141,7 @@ def estimate_errors(unet, plans, calls, config, progress=None):
 
     Parameters
     ----------
-    unet : UNet2DModel or UNet2DConditionModel
+    unet : a model of :data:`tfq.models.CLASSES`
         Float, without gradients of its parameters.
     plans : list of LayerPlan
     calls : list of dict
@@ -165,13 +165,13 @@ def estimate_errors(unet, plans, calls, config, progress=None):
     handles = [probe.layer.register_forward_hook(probe) for probe in probes.values()]
     generator = torch.Generator().manual_seed(config.seed)
     samples = spread_images(calls, SAMPLES)
-    batches = [call["sample"].shape[0] for call in samples]
+    batches = [images_of(call).shape[0] for call in samples]
     samples *= -(-SAMPLES // sum(batches))  # few images are projected several times
     try:
         with _checkpointing(unet):
             for done, call in enumerate(samples):
                 for probe in probes.values():
-                    probe.start(call["sample"].shape[0])
+                    probe.start(images_of(call).shape[0])
                 with torch.enable_grad():
                     call = {**_with_gradients(call), "return_dict": False}
                     output = output_of(unet(**call)).float()
@@ -185,7 +185,7 @@ def estimate_errors(unet, plans, calls, config, progress=None):
     finally:
         for handle in handles:
             handle.remove()
-    images = sum(call["sample"].shape[0] for call in samples)
+    images = sum(images_of(call).shape[0] for call in samples)
     return {name: probe.estimate(images) for name, probe in probes.items()}
 
 

@@ -1,7 +1,7 @@
 """Shapes of a UNet's layers, found by running it on fake tensors: no memory, no arithmetic."""
 
 import torch
-from diffusers import ControlNetModel
+from diffusers import ControlNetModel, DiTTransformer2DModel
 from diffusers.models.embeddings import (
     IPAdapterPlusImageProjection,
     MultiIPAdapterImageProjection,
@@ -10,10 +10,12 @@ from diffusers.models.unets import unet_2d_blocks as unet_blocks
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from tfq import models
 from tfq.adapters import base_modules
 
 _DEFAULT_SIZE = 32
 _TEXT_LENGTH = 77
+_T5_LENGTH = 120
 _UP_BLOCKS = (unet_blocks.UpBlock2D, unet_blocks.AttnUpBlock2D, unet_blocks.CrossAttnUpBlock2D)
 
 
@@ -23,6 +25,8 @@ def example_inputs(unet, batch=1, generator=None):
     Raises ValueError for a condition whose shape the config does not tell.
     """
     config, dtype = unet.config, unet.dtype
+    if isinstance(unet, models.TRANSFORMERS):
+        return _transformer_inputs(unet, batch, generator)
     size = config.get("sample_size") or _DEFAULT_SIZE
     height, width = size if isinstance(size, (tuple, list)) else (size, size)
     noise = torch.randn(batch, config.in_channels, height, width, generator=generator)
@@ -64,6 +68,25 @@ def example_inputs(unet, batch=1, generator=None):
         scale = 2 ** (len(config.conditioning_embedding_out_channels) - 1)
         shape = (batch, config.conditioning_channels, scale * height, scale * width)
         inputs["controlnet_cond"] = torch.rand(shape, generator=generator).to(dtype)
+    return inputs
+
+
+def _transformer_inputs(model, batch, generator):
+    config, dtype = model.config, model.dtype
+    shape = (batch, config.in_channels, config.sample_size, config.sample_size)
+    noise = torch.randn(shape, generator=generator).to(dtype)
+    inputs = {"hidden_states": noise, "timestep": torch.ones(batch, dtype=torch.int64)}
+    if isinstance(model, DiTTransformer2DModel):
+        labels = torch.randint(config.num_embeds_ada_norm, (batch,), generator=generator)
+        return {**inputs, "class_labels": labels}
+    width = config.caption_channels or config.cross_attention_dim
+    inputs["encoder_hidden_states"] = torch.zeros(batch, _T5_LENGTH, width, dtype=dtype)
+    if model.use_additional_conditions:
+        size = float(8 * config.sample_size)
+        inputs["added_cond_kwargs"] = {
+            "resolution": torch.full((batch, 2), size, dtype=dtype),
+            "aspect_ratio": torch.ones(batch, 1, dtype=dtype),
+        }
     return inputs
 
 

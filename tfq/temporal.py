@@ -18,7 +18,7 @@ from diffusers.models.embeddings import TimestepEmbedding
 from diffusers.models.resnet import ResnetBlock2D, ResnetBlockCondNorm2D
 from torch import nn
 
-from tfq import backends, capture
+from tfq import backends, capture, models
 from tfq.adapters import base_layer
 from tfq.ops._checks import is_traced
 
@@ -61,6 +61,8 @@ def temporal_blocks(unet):
     """
     if isinstance(getattr(unet, "time_embedding", None), TemporalEmbedding):
         return unet.time_embedding.partition
+    if isinstance(unet, models.TRANSFORMERS):
+        return _adaln_blocks(unet)
     if not isinstance(getattr(unet, "time_embedding", None), TimestepEmbedding):
         raise TypeError(
             f"temporal_blocks: needs a diffusers UNet with a TimestepEmbedding, got {type(unet).__name__}"
@@ -81,6 +83,31 @@ def temporal_blocks(unet):
         "embedding": ["time_proj", "time_embedding"],
         "blocks": blocks,
         "conditions": conditions(unet),
+        "width": sum(block["width"] for block in blocks),
+    }
+
+
+def _adaln_blocks(model):
+    norms = models.adaln_norms(model)
+    projections = {f"{name}.linear": (name, norm.linear) for name, norm in norms.items()}
+    if hasattr(model, "proj_out_1"):
+        projections["proj_out_1"] = ("proj_out_1", model.proj_out_1)
+    blocks = [
+        {"name": name, "block": block, "width": base_layer(layer).out_features}
+        for name, (block, layer) in projections.items()
+    ]
+    parts = ("time_proj", "timestep_embedder")
+    return {
+        "embedding": [f"{name}.emb.{part}" for name in norms for part in parts],
+        "blocks": blocks,
+        "conditions": sorted(
+            {
+                child
+                for norm in norms.values()
+                for child, module in norm.emb.named_children()
+                if child not in parts and next(module.parameters(), None) is not None
+            }
+        ),
         "width": sum(block["width"] for block in blocks),
     }
 
@@ -139,28 +166,37 @@ class TemporalEmbedding(nn.Module):
     ----------
     tib : FloatTIB
     layout : RowLayout
-    features : list of (str, int, ResnetBlock2D)
-        For each block whose feature is in the row its name, slot and the module, whose
-        ``fold_feature`` says what of the feature the row stores.
+    features : list of (str, int, callable)
+        For each block whose feature is in the row its name, slot, and the function of the feature that
+        the row stores.
     partition : dict
         What :func:`temporal_blocks` returned for the float model.
     embedding_width : int
         Values of the time embedding at the end of a row; 0: nothing reads it.
+    places : dict
+        Name in the float model -> name in `tib` of each module that has moved there.
     """
 
-    def __init__(self, tib, layout, features, partition, embedding_width):
+    def __init__(self, tib, layout, features, partition, embedding_width, places):
         super().__init__()
         self.partition = partition
         self.width = layout.width
         self.ranges_end = layout.ranges_end
         self.embedding_width = embedding_width
         self.slots = [(name, slot) for name, slot, _ in features]
-        self.folds = [block.fold_feature for _, _, block in features]
+        self.folds = [fold for _, _, fold in features]
+        self.places = places
         self.tib = tib
         self.source = None
         self.register_buffer("values", torch.empty(0))
         self.register_buffer("table", torch.empty(0, self.width + embedding_width))
         self._rows = None
+
+    @property
+    def feature_widths(self):
+        """Values of each feature."""
+        ends = [slot for _, slot in self.slots[1:]] + [self.width]
+        return [end - slot for (_, slot), end in zip(self.slots, ends, strict=True)]
 
     def compute_rows(self, values, condition=None):
         """Rows ``(batch, width)`` of float32 timesteps, features in float, without ranges."""

@@ -12,7 +12,8 @@ import math
 import torch
 from torch import nn
 
-from tfq import temporal
+from tfq import models, temporal
+from tfq.adaln import FloatAdaLN
 from tfq.features import FeatureCache, QuantizedTIB, SelectedFeatures, fake_quantize
 from tfq.reference import qparams_from_range
 from tfq.tiar import biases_of, layers_of, reconstruct_tib
@@ -96,10 +97,10 @@ class FloatFeatures:
             if hasattr(modules[block["block"]], "time_emb_proj")
         }
 
-    def probes(self):
-        """Timesteps at which to measure the error where no table says."""
+    def probes(self, timesteps):
+        """Timesteps at which to measure the error where no table says: those of these that it knows."""
         known = getattr(self.time_proj, "num_embeddings", None)
-        return [t for t in _PROBE_TIMESTEPS if known is None or t < known]
+        return [t for t in timesteps if known is None or t < known]
 
     def features(self, timestep, names):
         """Folded features of some blocks at one timestep, or None where the float model has none."""
@@ -118,6 +119,11 @@ class FloatFeatures:
             active = embedded if block.skip_time_act else block.nonlinearity(embedded)
             features.append(block.fold_feature(projection(active)).float())
         return features
+
+
+def float_features_of(model):
+    """The temporal path of a float model."""
+    return (FloatAdaLN if isinstance(model, models.TRANSFORMERS) else FloatFeatures)(model)
 
 
 def relative_error(actual, expected):
@@ -139,7 +145,7 @@ def install_features(embedding, float_features, config, progress=None):
         embedding.use_source(source)
     names = [name for name, _ in embedding.slots]
     timesteps, relative = [], []
-    for timestep in embedding.values.tolist() or float_features.probes():
+    for timestep in embedding.values.tolist() or float_features.probes(_PROBE_TIMESTEPS):
         expected = float_features.features(timestep, names)
         if expected is None:
             continue

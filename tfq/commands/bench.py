@@ -8,6 +8,7 @@ import torch
 import tfq
 from tfq.commands.configuration import read_config
 from tfq.commands.folders import ModelFolder, set_threads
+from tfq.models import image_argument
 from tfq.shapes import example_inputs
 from tfq.tables import align
 from tfq.timing import interleave, paired_ratio
@@ -90,7 +91,8 @@ def _converted(unet, batch, settings):
 
 def _caller(unet, batch):
     inputs = example_inputs(unet, batch, torch.Generator().manual_seed(0))
-    inputs["sample"] = inputs["sample"].contiguous(memory_format=torch.channels_last)
+    name = image_argument(unet)
+    inputs[name] = inputs[name].contiguous(memory_format=torch.channels_last)
 
     @torch.no_grad()
     def call():

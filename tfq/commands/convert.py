@@ -5,12 +5,12 @@ import pathlib
 import shutil
 import time
 
-from diffusers import UNet2DConditionModel
-
 import tfq
 from tfq.commands.configuration import read_config
 from tfq.commands.folders import ModelFolder, parse_dtype, set_threads
 from tfq.conversion import convert
+from tfq.models import conditions_of
+from tfq.pipelines import unet_of
 from tfq.progress import progress_bar
 from tfq.reporting import weight_bytes
 from tfq.saving import replaced_folder
@@ -68,7 +68,7 @@ def run(
         whole = source.load_pipeline(dtype)
         calibration = {"prompts": _read_prompts(prompts), "num_inference_steps": steps}
         calibration["scheduler"] = source.load_scheduler()
-    unet = whole if prompts is None else whole.unet
+    unet = whole if prompts is None else unet_of(whole)
     float_bytes = weight_bytes(unet)
     started = time.perf_counter()
     with progress_bar() as progress:
@@ -76,9 +76,9 @@ def run(
     seconds = time.perf_counter() - started
     if source.is_pipeline:
         with replaced_folder(target) as partial:
-            skip = shutil.ignore_patterns("unet", ".cache", ".git")
+            skip = shutil.ignore_patterns(source.unet.name, ".cache", ".git")
             shutil.copytree(source.root, partial, ignore=skip, dirs_exist_ok=True)
-            tfq.save(unet, partial / "unet")
+            tfq.save(unet, partial / source.unet.name)
     else:
         tfq.save(unet, target)
         if source.scheduler is not None:
@@ -99,7 +99,7 @@ def _own_trajectory(model, source, unet, steps):
             f"{model!r} has no scheduler to calibrate with: give --scheduler FOLDER, or --no-calibration "
             f"for ranges at run time"
         )
-    if isinstance(unet, UNet2DConditionModel):
+    if conditions_of(unet):
         raise ValueError(
             f"{model!r} needs text to calibrate with: give --prompts FILE, or --no-calibration for ranges "
             f"at run time"

@@ -1,4 +1,4 @@
-"""Folders of diffusers models as the commands take them: a UNet's, or a whole pipeline's."""
+"""Folders of diffusers models as the commands take them: a UNet's or transformer's, or a pipeline's."""
 
 import dataclasses
 import json
@@ -7,9 +7,11 @@ import pathlib
 import diffusers
 import torch
 
+from tfq.models import CLASS_NAMES
 from tfq.saving import DTYPES
 
-_CLASSES = ("UNet2DModel", "UNet2DConditionModel")
+# Where a pipeline's folder has the model that is converted.
+_PARTS = ("unet", "transformer")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,16 +47,19 @@ class ModelFolder:
             raise ValueError(
                 f"{str(path)!r} is not a folder; download a model first, for example with `hf download`"
             )
-        unet = root / "unet" if (root / "model_index.json").is_file() else root
+        unet = root
+        if (root / "model_index.json").is_file():
+            parts = [root / part for part in _PARTS if (root / part).is_dir()]
+            unet = parts[0] if parts else root / _PARTS[0]
         if not (unet / "config.json").is_file():
             raise ValueError(
-                f"{str(unet)!r} has no config.json: not the folder of a diffusers UNet, nor of a pipeline "
-                f"with one"
+                f"{str(unet)!r} has no config.json: not the folder of a diffusers UNet or "
+                f"transformer, nor of a pipeline with one"
             )
         config = json.loads((unet / "config.json").read_text())
-        if config.get("_class_name") not in _CLASSES:
+        if config.get("_class_name") not in CLASS_NAMES.split(", "):
             raise ValueError(
-                f"{str(unet)!r} holds a {config.get('_class_name')}; tfq converts {' and '.join(_CLASSES)}"
+                f"{str(unet)!r} holds a {config.get('_class_name')}; tfq converts {CLASS_NAMES}"
             )
         candidates = [root / "scheduler", unet] if scheduler is None else [pathlib.Path(scheduler)]
         found = [folder for folder in candidates if (folder / "scheduler_config.json").is_file()]
