@@ -17,8 +17,7 @@ struct ProductProblem {
   const char* not_copied = "";  // why the copy engine cannot bring the rows of A; "" if it can
 };
 
-// Hidden, or the library's functions for a vector of them would be exported.
-struct [[gnu::visibility("hidden")]] Candidate {
+struct Candidate {
   int tile;              // index into kTiles
   int splits;            // parts of k
   double cycles;         // modelled time, of one multiprocessor; 0 if measured
