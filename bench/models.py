@@ -34,13 +34,32 @@ SD15 = dict(
     attention_head_dim=8,
 )
 
+# Configuration of stable-diffusion-xl-base-1.0's UNet.
+SDXL = dict(
+    sample_size=128,
+    block_out_channels=(320, 640, 1280),
+    down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    cross_attention_dim=2048,
+    attention_head_dim=(5, 10, 20),
+    transformer_layers_per_block=(1, 2, 10),
+    use_linear_projection=True,
+    addition_embed_type="text_time",
+    addition_time_embed_dim=256,
+    projection_class_embeddings_input_dim=2816,
+)
+CONFIGURATIONS = {
+    "ddpm-cifar10": (UNet2DModel, DDPM_CIFAR10),
+    "sd15": (UNet2DConditionModel, SD15),
+    "sdxl": (UNet2DConditionModel, SDXL),
+}
+
 
 def random_weights(name):
     """(UNet, scheduler) of a published configuration with random weights: for speed only."""
     torch.manual_seed(0)
-    if name == "ddpm-cifar10":
-        return UNet2DModel(**DDPM_CIFAR10).eval(), DDIMScheduler()
-    return UNet2DConditionModel(**SD15).eval(), DDIMScheduler()
+    cls, configuration = CONFIGURATIONS[name]
+    return cls(**configuration).eval(), DDIMScheduler()
 
 
 def fashion32():
