@@ -184,6 +184,16 @@ def test_a_row_that_fails_costs_no_other(tmp_path, capsys):
     }
 
 
+def test_ceiling_of_wgmma_is_a_row():
+    lines = [
+        {"n": n, "warpgroups": w, "values": v, "ms": 2.0, "tops": 1000.0 + n}
+        for n in (128, 160) for w in (1, 2) for v in ("random", "zeros")
+    ]  # fmt: skip
+    row = gpu.wgmma_row("\n".join(map(json.dumps, lines)))
+    assert list(row["us"])[0] == "n=160 x2 random" and len(row["us"]) == 8
+    assert gpu.table_row("wgmma", row)[:4] == ["ceiling", "wgmma", "2000.0", "1160"]
+
+
 def test_unet_benchmark_runs_dry(tmp_path, capsys):
     gpu_unet.main(dry(tmp_path, "--only", "cross_text_time:1"))
     assert card.DRY_RUN in capsys.readouterr().out
