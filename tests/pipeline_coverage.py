@@ -101,15 +101,15 @@ class Coverage:
     ----------
     family, pipeline, scheduler : str
     native_share : float
-        Of the UNet's multiply-adds.
+        Of the multiply-adds of what is converted; of the model with the least.
     decibels : float
         PSNR of the converted pipeline's images to the float one's, same seed.
     reloaded : bool
-        Whether the saved and reloaded UNet makes the same images, bit for bit.
+        Whether the saved and reloaded models make the same images, bit for bit.
     graphs : int or None
-        Compilations (``fullgraph=True``) for all steps; None: not compiled.
+        Compilations (``fullgraph=True``) of a model for all steps; None: not compiled.
     compiled_equal : bool or None
-        Whether the compiled UNet makes the same images, bit for bit.
+        Whether the compiled models make the same images, bit for bit.
     """
 
     family: str
@@ -131,25 +131,36 @@ def cover(family, scheduler=None, compiled=False):
     config = TfqConfig(precision="uniform", calibration_samples=2)
     calibrate_and_convert(family, pipeline, config, STEPS)
     images = sample(family, pipeline, STEPS)
+    parts = converted_parts(pipeline)
     row = Coverage(
         family,
         type(pipeline).__name__,
         scheduler or type(pipeline.scheduler).__name__.removesuffix("Scheduler"),
-        tfq.report(pipeline.unet).to_dict()["native_mac_share"],
+        min(tfq.report(part).to_dict()["native_mac_share"] for part in parts.values()),
         psnr(images, expected, peak=1.0),
-        torch.equal(_sample_with(_reloaded(pipeline.unet), family, pipeline), images),
+        torch.equal(_sample_with(_reloaded, family, pipeline), images),
     )
     if compiled:
         torch._dynamo.reset()
-        counter = CompileCounterWithBackend("aot_eager")
-        unet = torch.compile(pipeline.unet, backend=counter, fullgraph=True)
-        row.compiled_equal = torch.equal(_sample_with(unet, family, pipeline), images)
-        row.graphs = counter.frame_count
+        counters = []
+
+        def compile_part(part):
+            counters.append(CompileCounterWithBackend("aot_eager"))
+            return torch.compile(part, backend=counters[-1], fullgraph=True)
+
+        row.compiled_equal = torch.equal(_sample_with(compile_part, family, pipeline), images)
+        row.graphs = max(counter.frame_count for counter in counters)
     return row
 
 
+def converted_parts(pipeline):
+    """Name -> model of what was converted of a pipeline."""
+    parts = {name: getattr(pipeline, name, None) for name in ("unet", "controlnet")}
+    return {name: part for name, part in parts.items() if part is not None}
+
+
 def _reloaded(unet):
-    """The UNet from its file; what an IP-Adapter added is in none."""
+    """The model from its file; what an IP-Adapter added is in none."""
     with tempfile.TemporaryDirectory() as folder:
         unet.save_pretrained(folder)
         loaded = type(unet).from_pretrained(folder)
@@ -160,12 +171,16 @@ def _reloaded(unet):
     return loaded
 
 
-def _sample_with(unet, family, pipeline):
-    original, pipeline.unet = pipeline.unet, unet
+def _sample_with(change, family, pipeline):
+    """Images of the pipeline with ``change(part)`` in the place of each converted part."""
+    originals = converted_parts(pipeline)
     try:
+        for name, part in originals.items():
+            setattr(pipeline, name, change(part))
         return sample(family, pipeline, STEPS)
     finally:
-        pipeline.unet = original
+        for name, part in originals.items():
+            setattr(pipeline, name, part)
 
 
 def native_share(cls, config):
@@ -182,9 +197,9 @@ def _markdown(rows, seconds):
         "# Coverage",
         "",
         "Written by `python tests/pipeline_coverage.py`. Each row is diffusers' own pipeline with a small",
-        f"UNet of **random weights**, {STEPS} steps, run in float, converted (W8A8, ranges by timestep)",
+        f"model of **random weights**, {STEPS} steps, run in float, converted (W8A8, ranges by timestep)",
         "and run again from the same seed. PSNR is between the two images; random weights say nothing about",
-        "how good they look. *Reloaded*: the saved UNet makes the same image, bit for bit. *Compiled*:",
+        "how good they look. *Reloaded*: the saved model makes the same image, bit for bit. *Compiled*:",
         "graphs that `torch.compile(fullgraph=True)` made for all steps, and that the image has the same",
         f"bits. {seconds / 60:.0f} minutes on one core; `tests/test_coverage.py` holds every row to bounds.",
         "",

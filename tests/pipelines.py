@@ -283,13 +283,15 @@ def sample(family, pipeline, steps, seed=3, **more):
 
 def calibrate_and_convert(family, pipeline, config, steps):
     """Convert a pipeline, calibrated on other noise (and another text) than :func:`sample` uses."""
+
+    def calibration(model):
+        sample(family, pipeline, steps, seed=4)
+
+    if getattr(pipeline, "controlnet", None) is not None:
+        tfq.convert(pipeline.controlnet, config, calibration=calibration)
     arguments = _FAMILIES[family][1]()
     if arguments.keys() <= {"prompt", "guidance_scale"}:
         return tfq.convert(pipeline, config, prompts=["a large dog"], num_inference_steps=steps)
     if arguments.keys() == {"batch_size"}:
         return tfq.convert(pipeline, config, num_inference_steps=steps)
-
-    def calibration(unet):
-        sample(family, pipeline, steps, seed=4)
-
     return tfq.convert(pipeline, config, calibration=calibration)

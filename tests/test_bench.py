@@ -5,6 +5,7 @@ import json
 import pathlib
 import subprocess
 import sys
+import time
 import types
 
 import pytest
@@ -13,6 +14,7 @@ BENCH = pathlib.Path(__file__).resolve().parent.parent / "bench"
 sys.path.append(str(BENCH))
 
 import card  # noqa: E402
+import convolutions  # noqa: E402
 import gpu  # noqa: E402
 import gpu_unet  # noqa: E402
 import harness  # noqa: E402
@@ -236,3 +238,17 @@ def test_benchmarks_of_a_card_need_one():
     for script in (gpu, gpu_unet, sweep):
         with pytest.raises(SystemExit, match="torch sees no CUDA device; nothing is measured"):
             script.main([])
+
+
+def test_convolutions():
+    conv = unet_shapes.Conv(64, 16, 8)
+    rows = [
+        convolutions.measure(kind, conv, 2, time.perf_counter, 0, 100)
+        for kind in ("direct", "chosen")
+    ]
+    assert [row["shape"] for row in rows] == ["conv3x3 48->16@8", "conv3x3 64->16@8"]
+    for row, channels in zip(rows, (48, 64), strict=True):
+        rate = 2 * 2 * 64 * 16 * channels * 9 / row["ms"] / 1e6
+        assert row["gop_per_s"] == pytest.approx(rate)
+        assert row["share"] == pytest.approx(rate / 100)
+    assert len(convolutions.CASES) == 14

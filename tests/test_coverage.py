@@ -17,7 +17,8 @@ UNIFORM = tfq.TfqConfig(precision="uniform", calibration_samples=2)
 @pytest.mark.parametrize("family, scheduler", ROWS)
 def test_pipeline(family, scheduler):
     row = cover(family, scheduler, compiled=(family, scheduler) in COMPILED)
-    assert row.native_share > 0.98, row
+    # The first convolution of a control image is float, at eight times the resolution.
+    assert row.native_share > (0.97 if family == "ControlNet" else 0.98), row
     assert row.decibels > MIN_PIPELINE_PSNR, row
     assert row.reloaded, row
     if (family, scheduler) in COMPILED:

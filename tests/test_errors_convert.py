@@ -17,6 +17,7 @@ from unets import build, clone, inputs, run
 import tfq
 from tfq import TfqConfig
 from tfq.lowering import Undo
+from tfq.models import CLASS_NAMES
 
 FEW_STEPS = {"scheduler": DDIMScheduler(), "num_inference_steps": 2}
 
@@ -108,7 +109,7 @@ def test_not_a_module(model):
     with pytest.raises(TypeError) as caught:
         tfq.convert(model)
     message = str(caught.value)
-    assert message.startswith("convert: model must be a UNet2DModel or UNet2DConditionModel, got ")
+    assert message.startswith(f"convert: model must be a {CLASS_NAMES}, got ")
     assert message.endswith(type(model).__name__)
 
 
@@ -120,7 +121,7 @@ def test_not_a_module(model):
         (
             torch.nn.Linear(4, 4),
             TypeError,
-            "must be a UNet2DModel or UNet2DConditionModel, got Linear",
+            f"must be a {CLASS_NAMES}, got Linear",
         ),
     ],
 )
@@ -290,7 +291,7 @@ def test_ranges_without_data(ranges):
         tfq.convert(unet, config)
     unet = prepared("cross")
     for arguments in ({}, {"calibration": 1}):
-        with refused(unet, ValueError, "needs encoder_hidden_states: pass calibration= or"):
+        with refused(unet, ValueError, "needs encoder_hidden_states: pass calibration=, or"):
             tfq.convert(unet, config, **FEW_STEPS, **arguments)
 
 

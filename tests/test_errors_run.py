@@ -44,9 +44,9 @@ def test_samples_it_cannot_take(converted, change, error, words):
     kwargs = inputs(converted)
     sample = change(kwargs.pop("sample"))
     timestep = kwargs.pop("timestep")
-    with refused_at_run_time(converted, error, "UNet: sample", *words):
+    with refused_at_run_time(converted, error, ": sample", *words):
         converted(sample, timestep, **kwargs)
-    with refused_at_run_time(converted, error, "UNet: sample", *words), torch.no_grad():
+    with refused_at_run_time(converted, error, ": sample", *words), torch.no_grad():
         converted(sample=sample, timestep=timestep, **kwargs)
 
 

@@ -11,6 +11,7 @@ import inspect
 import torch
 
 from tfq.distributed import failing_together, gather, is_mine
+from tfq.models import arguments_of
 from tfq.shapes import example_inputs
 
 DEFAULT_STEPS = 50
@@ -152,9 +153,7 @@ def run_calibration(
                 progress,
             )
         return
-    parameters = inspect.signature(type(unet).forward).parameters
-    accepted = set(parameters) - {"self"}
-    required = {name for name in accepted if parameters[name].default is inspect.Parameter.empty}
+    accepted, required = (set(names) for names in arguments_of(unet))
     calls, total = 0, len(calibration) if hasattr(calibration, "__len__") else None
     for kwargs in calibration:
         if not isinstance(kwargs, dict):
@@ -195,7 +194,7 @@ def record_calls(unet, calibration, scheduler, num_inference_steps, config, prog
     list of dict
         Keyword arguments of ``unet.forward``, tensors on the device they came on.
     """
-    names = tuple(inspect.signature(type(unet).forward).parameters)[1:]
+    names, _ = arguments_of(unet)
     units, calls = {}, []
 
     def begin(unit):

@@ -1,12 +1,9 @@
 """What :func:`tfq.convert` and a converted model accept, and the errors for everything else."""
 
-import inspect
-
 import torch
-from diffusers import UNet2DConditionModel, UNet2DModel
 from torch import nn
 
-from tfq import adapters, calibrate, temporal
+from tfq import adapters, calibrate, models, temporal
 from tfq.config import TfqConfig
 from tfq.ops._checks import HAS_CUDA, KERNEL_DEVICES
 from tfq.temporal_modes import TABLE_MODES
@@ -16,11 +13,12 @@ _DTYPES = (torch.float32, torch.bfloat16)
 
 
 class CheckInputs:
-    """Forward pre-hook of a converted UNet: inputs the kernels cannot take raise here, by name."""
+    """Forward pre-hook of a converted model: inputs the kernels cannot take raise here, by name."""
 
     def __init__(self, model):
         self.in_channels, self.dtype = model.config.in_channels, model.dtype
-        self.names = tuple(inspect.signature(type(model).forward).parameters)[1:]
+        self.names, _ = models.arguments_of(model)
+        self.model = type(model).__name__
 
     def __call__(self, module, args, kwargs):
         """Check ``sample``, and that no input requires grad."""
@@ -31,23 +29,25 @@ class CheckInputs:
             return  # forward itself says what is missing
         sample = inputs["sample"]
         if not isinstance(sample, torch.Tensor):
-            raise TypeError(f"UNet: sample must be a tensor, got {type(sample).__name__}")
+            raise TypeError(f"{self.model}: sample must be a tensor, got {type(sample).__name__}")
         for name, value in inputs.items():
             if isinstance(value, torch.Tensor) and value.requires_grad:
                 raise ValueError(
-                    f"UNet: {name} requires grad, but a converted model is inference-only; "
+                    f"{self.model}: {name} requires grad, but a converted model is inference-only; "
                     f"pass {name}.detach()"
                 )
         if sample.dim() != 4 or sample.shape[1] != self.in_channels:
             raise ValueError(
-                f"UNet: sample must be (batch, {self.in_channels}, height, width), got "
+                f"{self.model}: sample must be (batch, {self.in_channels}, height, width), got "
                 f"{tuple(sample.shape)}"
             )
         if sample.dtype is not self.dtype:
-            raise TypeError(f"UNet: sample must be {self.dtype} as the model, got {sample.dtype}")
+            raise TypeError(
+                f"{self.model}: sample must be {self.dtype} as the model, got {sample.dtype}"
+            )
         if not (sample.is_cpu or (HAS_CUDA and sample.is_cuda)):
             raise NotImplementedError(
-                f"UNet: sample is on '{sample.device}'; this build of tfq has native kernels for "
+                f"{self.model}: sample is on '{sample.device}'; this build of tfq has native kernels for "
                 f"{KERNEL_DEVICES} only"
             )
 
@@ -62,7 +62,7 @@ def check_arguments(model, scheduler, num_inference_steps, calibration, prompts)
     """Raise if :func:`tfq.convert` cannot do what it is asked to; nothing is changed."""
     if not isinstance(model, nn.Module):
         raise TypeError(
-            f"convert: model must be a UNet2DModel or UNet2DConditionModel, got {type(model).__name__}"
+            f"convert: model must be a {models.CLASS_NAMES}, got {type(model).__name__}"
         )
     if prompts is not None:
         raise ValueError(
@@ -75,9 +75,9 @@ def check_arguments(model, scheduler, num_inference_steps, calibration, prompts)
         raise ValueError(
             f"convert: {type(model).__name__} has no Conv2d or Linear: nothing to convert"
         )
-    if not isinstance(model, (UNet2DModel, UNet2DConditionModel)):
+    if not isinstance(model, models.CLASSES):
         raise TypeError(
-            f"convert: model must be a UNet2DModel or UNet2DConditionModel, got {type(model).__name__}"
+            f"convert: model must be a {models.CLASS_NAMES}, got {type(model).__name__}"
         )
     for name, module in model.named_modules():
         part = name.split(".")[0]
@@ -161,9 +161,12 @@ def resolve_ranges(model, config, scheduler, calibration):
 
 def why_it_cannot_sample(model):
     """Why a model alone does not make a calibration run; None if it can."""
-    if isinstance(model, UNet2DConditionModel):
+    _, required = models.arguments_of(model)
+    conditions = [name for name in required if name not in ("sample", "timestep")]
+    if conditions:
         return (
-            "the model needs encoder_hidden_states: pass calibration= or convert(pipe, prompts=...)"
+            f"the model needs {' and '.join(conditions)}: pass calibration=, or for the UNet of a "
+            f"pipeline convert(pipe, prompts=...)"
         )
     inputs, outputs = model.config.in_channels, model.config.out_channels
     if outputs not in (inputs, 2 * inputs):

@@ -41,7 +41,7 @@ def convert(
     progress=None,
     checkpoint=None,
 ):
-    """Convert a diffusion UNet to INT8, in place.
+    """Convert a diffusion model to INT8, in place.
 
     In the processes of an initialized ``torch.distributed`` group, each with the same model and
     arguments, the trajectories of ``calibration=int`` and the calls of an iterable are dealt out; every
@@ -49,7 +49,7 @@ def convert(
 
     Parameters
     ----------
-    model : UNet2DModel, UNet2DConditionModel or DiffusionPipeline
+    model : UNet2DModel, UNet2DConditionModel, ControlNetModel or DiffusionPipeline
         float32 or bfloat16, on the CPU. Of a pipeline the UNet is converted, and calibrated through the
         pipeline itself.
     config : TfqConfig, optional
@@ -75,7 +75,7 @@ def convert(
 
     Returns
     -------
-    UNet2DModel, UNet2DConditionModel or DiffusionPipeline
+    same as `model`
         `model` itself: same class, same signature, inference only.
 
     Raises

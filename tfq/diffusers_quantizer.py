@@ -229,7 +229,7 @@ def mark_converted(model, conversion, undo):
     undo.set_attribute(model, "_internal_dict", config)
     model.register_to_config(quantization_config=conversion)
     for name in config:  # IP-Adapters set attributes of the configuration and not its items
-        setattr(model.config, name, getattr(config, name))
+        setattr(model.config, name, getattr(config, name, config[name]))
 
 
 AUTO_QUANTIZATION_CONFIG_MAPPING[QuantMethod.TFQ.value] = QuantizationConfig

@@ -14,7 +14,7 @@ from diffusers.models.transformers.transformer_2d import (
 from diffusers.models.unets import unet_2d_blocks as unet_blocks
 from torch import nn
 
-from tfq import attention, blocks, temporal
+from tfq import attention, blocks, models, temporal
 from tfq.adapters import base_modules, is_untouched
 from tfq.features import FloatTIB
 from tfq.nn import Conv2d, Linear, ShortcutConv2d
@@ -122,13 +122,10 @@ class Lowering:
     def run(self):
         """Lower the whole model."""
         modules = base_modules(self.unet)
-        top_level = [*self.unet.down_blocks, self.unet.mid_block, *self.unet.up_blocks]
         unaware = [
             block
-            for block in top_level
-            if block is not None
-            and type(block) not in _ROW_BLOCKS
-            and type(block) not in _ROW_PASSING
+            for block in models.blocks_of(self.unet)
+            if type(block) not in _ROW_BLOCKS and type(block) not in _ROW_PASSING
         ]
         opaque = {id(module) for block in unaware for module in block.modules()}
         aware = {name: module for name, module in modules.items() if id(module) not in opaque}
@@ -156,7 +153,8 @@ class Lowering:
             self._fuse_transformer(name, module)
         self._install_rows(fused, stripped)
         self._hook(self.unet.conv_in.register_forward_pre_hook, _channels_last_input)
-        self._hook(self.unet.conv_out.register_forward_hook, _contiguous_output)
+        if hasattr(self.unet, "conv_out"):
+            self._hook(self.unet.conv_out.register_forward_hook, _contiguous_output)
         return self
 
     def _hook(self, register, hook):

@@ -9,14 +9,10 @@ import dataclasses
 from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 
-from tfq import temporal
+from tfq import models, temporal
 from tfq.adapters import base_modules
 from tfq.geometry import unsupported_conv
 
-_BOUNDARY = {
-    "conv_in": "first convolution: kept float",
-    "conv_out": "last convolution: kept float",
-}
 _EMBEDDINGS = (
     "time_embedding",
     "class_embedding",
@@ -96,7 +92,7 @@ def plan_layers(unet, config, macs, skip_sources):
 
     Parameters
     ----------
-    unet : UNet2DModel or UNet2DConditionModel
+    unet : UNet2DModel, UNet2DConditionModel or ControlNetModel
     config : TfqConfig
     macs, skip_sources : dict
         From :func:`tfq.shapes.trace_shapes`.
@@ -116,7 +112,7 @@ def plan_layers(unet, config, macs, skip_sources):
     temporal_reason = "temporal block: float"
     if partition["conditions"]:
         temporal_reason += f", as {', '.join(partition['conditions'])} joins it"
-    shortcuts = _shortcuts(known)
+    shortcuts = _shortcuts(known) | dict.fromkeys(models.residual_outputs(unet))
     plans = []
     for name, module in known.items():
         if not isinstance(module, (nn.Conv2d, nn.Linear, nn.ConvTranspose2d)):
@@ -148,8 +144,8 @@ def _shortcuts(modules):
 
 def _kept_float(unet, name, module, config):
     """Why a layer outside of the temporal block stays float, or an empty string."""
-    if name in _BOUNDARY:
-        return _BOUNDARY[name]
+    if name in models.BOUNDARY:
+        return models.BOUNDARY[name]
     parent = name.split(".")[0]
     if parent in _EMBEDDINGS and isinstance(getattr(unet, parent, None), nn.Module):
         return "time or condition embedding: kept float"

@@ -18,6 +18,7 @@ import torch
 
 from tfq.adapters import base_modules
 from tfq.calibrate import spread_images
+from tfq.models import output_of
 from tfq.simulation import SimulatedLayer, apply_layer
 from tfq.weights import round_to_grid, weight_grid
 
@@ -172,7 +173,8 @@ def estimate_errors(unet, plans, calls, config, progress=None):
                 for probe in probes.values():
                     probe.start(call["sample"].shape[0])
                 with torch.enable_grad():
-                    output = unet(**{**_with_gradients(call), "return_dict": False})[0].float()
+                    call = {**_with_gradients(call), "return_dict": False}
+                    output = output_of(unet(**call)).float()
                     signs = torch.randint(0, 2, output.shape, generator=generator) * 2 - 1
                     (output * signs.to(output.device)).sum().backward()
                 norms = output.detach().double().square().flatten(1).sum(1).cpu()

@@ -1,6 +1,7 @@
 """Shapes of a UNet's layers, found by running it on fake tensors: no memory, no arithmetic."""
 
 import torch
+from diffusers import ControlNetModel
 from diffusers.models.embeddings import (
     IPAdapterPlusImageProjection,
     MultiIPAdapterImageProjection,
@@ -22,7 +23,7 @@ def example_inputs(unet, batch=1, generator=None):
     Raises ValueError for a condition whose shape the config does not tell.
     """
     config, dtype = unet.config, unet.dtype
-    size = config.sample_size or _DEFAULT_SIZE
+    size = config.get("sample_size") or _DEFAULT_SIZE
     height, width = size if isinstance(size, (tuple, list)) else (size, size)
     noise = torch.randn(batch, config.in_channels, height, width, generator=generator)
     inputs = {"sample": noise.to(dtype), "timestep": 1}
@@ -53,11 +54,16 @@ def example_inputs(unet, batch=1, generator=None):
             }
         elif addition not in (None, "text"):
             raise ValueError(f"example_inputs: no example for addition_embed_type={addition!r}")
-        if isinstance(unet.encoder_hid_proj, MultiIPAdapterImageProjection):
+        if isinstance(getattr(unet, "encoder_hid_proj", None), MultiIPAdapterImageProjection):
             inputs.setdefault("added_cond_kwargs", {})["image_embeds"] = [
                 _image_embedding(layer, batch, dtype)
                 for layer in unet.encoder_hid_proj.image_projection_layers
             ]
+    if isinstance(unet, ControlNetModel):
+        # Each block of the embedding but the first halves the control image.
+        scale = 2 ** (len(config.conditioning_embedding_out_channels) - 1)
+        shape = (batch, config.conditioning_channels, scale * height, scale * width)
+        inputs["controlnet_cond"] = torch.rand(shape, generator=generator).to(dtype)
     return inputs
 
 
