@@ -2,18 +2,21 @@
 
     python bench/gpu.py [--seconds 0.1] [--only ceiling,bandwidth,conv,gemm] [--limit 480] [--dry-run]
 
-Ceilings: a copy, and bfloat16 at 8192^3, of random values and of zeros (the difference is the power
-limit). GEMM against torch._int_mm (int32 out, without the scaling it would need) and torch._scaled_mm in
-FP8; convolution against cuDNN in bfloat16; activation kernels against the bandwidth of a copy, counting
-the bytes that must move. Operands rotate through more than twice the L2 cache, values are random, times are
-CUDA events around CUDA graphs; alternatives take turns. Kernel names come from the profiler, clocks from
-nvidia-smi. A run that ends at --limit is continued by the next.
+Ceilings: a copy, bfloat16 at 8192^3, of random values and of zeros (the difference is the power limit),
+and on Hopper wgmma by itself (wgmma_ceiling.cu). GEMM against torch._int_mm (int32 out, without the scaling
+it would need) and torch._scaled_mm in FP8; convolution against cuDNN in bfloat16; activation kernels against
+the bandwidth of a copy, counting the bytes that must move. Operands rotate through more than twice the L2
+cache, values are random, times are CUDA events around CUDA graphs; alternatives take turns. Kernel names
+come from the profiler, clocks from nvidia-smi. A run that ends at --limit is continued by the next.
 """
 
 import argparse
+import json
+import subprocess
+import tempfile
 
 import torch
-from card import Card, Results, add_arguments
+from card import BENCH, Card, Results, add_arguments
 from harness import print_table
 
 from tfq import ops
@@ -97,6 +100,26 @@ class Bench:
 
         yield "copy", copy
         yield f"bf16 {side}^3", square
+        if not self.card.dry_run and self.card.facts()["arch"] == 90:
+            yield "wgmma", self._wgmma
+
+    def _wgmma(self):
+        """Of wgmma_ceiling.cu; needs nvcc."""
+        csrc = BENCH.parent / "csrc"
+        with tempfile.TemporaryDirectory() as folder:
+            program = f"{folder}/wgmma_ceiling"
+            command = [
+                "nvcc", "-std=c++17", "-O3", f"-I{csrc}", "-arch=sm_90a", '-DTFQ_CUDA_ARCHS="90a"',
+                BENCH / "wgmma_ceiling.cu", csrc / "cuda" / "device.cpp", "-o", program,
+            ]  # fmt: skip
+            try:
+                subprocess.run(command, check=True, capture_output=True)
+                done = subprocess.run([program], check=True, capture_output=True, text=True)
+            except (OSError, subprocess.CalledProcessError) as error:
+                raise RuntimeError(
+                    f"wgmma_ceiling: {getattr(error, 'stderr', '') or error}"
+                ) from error
+        return wgmma_row(done.stdout)
 
     def bandwidth(self):
         for batch, channels, side in self.shapes["norms"]:
@@ -198,6 +221,18 @@ class Bench:
             ),
         }
         return self.measure("gemm", alternatives, 2 * m * n * k)
+
+
+def wgmma_row(lines):
+    """The row of what wgmma_ceiling prints, the widest product of two warpgroups first."""
+    found = [json.loads(line) for line in lines.splitlines()]
+    found.sort(key=lambda one: (-one["n"], -one["warpgroups"], one["values"]))
+    names = [f"n={one['n']} x{one['warpgroups']} {one['values']}" for one in found]
+    return {
+        "kind": "ceiling", "kernels": {},
+        "us": {name: 1e3 * one["ms"] for name, one in zip(names, found, strict=True)},
+        "tops": {name: one["tops"] for name, one in zip(names, found, strict=True)},
+    }  # fmt: skip
 
 
 def table_row(name, row):

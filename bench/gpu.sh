@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
 # Everything that needs a CUDA card, in parts of at most ten minutes:
 #
-#   bash bench/gpu.sh [build] [test] [sanitize] [bench] [sweep]      (default: all, in this order)
+#   bash bench/gpu.sh [build] [test] [sanitize] [bench] [sweep] [unets] [ncu]   (default: all, in this order)
+#   bash bench/gpu.sh dry        the scripts on the CPU, with tiny shapes: whether they run, not how fast
 #
 # Needs nvcc, g++, cmake, ninja, pybind11 and a CUDA torch; nothing from the network. Results are in
-# bench/results/<card>/ (kernels-cuda.json, sweep.json, dispatch.json), and tables on the output. A part
-# that ran out of time goes on where it was when it is called again; "sweep" ends in the package's own
-# table of choices, tfq/ops/dispatch.json. Every script has --dry-run, which tries it on the CPU.
+# bench/results/<card>/ (kernels-cuda.json, sweep.json, dispatch.json, unet-cuda.json), and tables on the
+# output. A part that ran out of time goes on where it was when it is called again. "sweep" ends in the
+# package's own table of choices, tfq/ops/dispatch.json: build again before "unets", which runs by it.
+# Three runs of half an hour in all: "build test sanitize bench", "sweep build", "unets ncu".
 set -uo pipefail
 cd "$(dirname "$0")/.."
 limit=600
@@ -50,7 +52,30 @@ bench() { part bench python bench/gpu.py; }
 
 sweep() { part sweep python bench/sweep.py --install; }
 
-[ $# -gt 0 ] || set -- build test sanitize bench sweep
+unets() { part unets python bench/gpu_unet.py; }
+
+# Why a kernel takes the time it takes: pipes, caches and stalls of some launches.
+ncu_reports() {
+  if ! command -v ncu >/dev/null; then
+    echo "== ncu: ncu is not installed; not run"
+    return
+  fi
+  local kind
+  for kind in gemm conv; do
+    part "ncu $kind" ncu --clock-control none --section SpeedOfLight --section WarpStateStats \
+      --section MemoryWorkloadAnalysis --kernel-name "regex:${kind}.*_s8" --launch-skip 20 \
+      --launch-count 2 python bench/gpu.py --only "$kind" --limit 30 --folder "$(mktemp -d)"
+  done
+}
+
+dry() {
+  local script
+  for script in gpu sweep gpu_unet; do
+    part "dry $script" python "bench/$script.py" --dry-run --seconds 0.001
+  done
+}
+
+[ $# -gt 0 ] || set -- build test sanitize bench sweep build unets ncu
 for name in "$@"; do
   case $name in
     build) build ;;
@@ -58,6 +83,9 @@ for name in "$@"; do
     sanitize) sanitize ;;
     bench) bench ;;
     sweep) sweep ;;
+    unets) unets ;;
+    ncu) ncu_reports ;;
+    dry) dry ;;
     *) echo "bench/gpu.sh: no part '$name'" && exit 2 ;;
   esac
 done

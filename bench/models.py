@@ -40,6 +40,20 @@ SD15 = dict(
     attention_head_dim=8,
 )
 
+# Configuration of stable-diffusion-xl-base-1.0's UNet.
+SDXL = dict(
+    sample_size=128,
+    block_out_channels=(320, 640, 1280),
+    down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    cross_attention_dim=2048,
+    attention_head_dim=(5, 10, 20),
+    transformer_layers_per_block=(1, 2, 10),
+    use_linear_projection=True,
+    addition_embed_type="text_time",
+    addition_time_embed_dim=256,
+    projection_class_embeddings_input_dim=2816,
+)
 # Configuration of facebook/DiT-XL-2-256, and DiT-S/2 of the same paper (Peebles and Xie, ICCV 2023).
 DIT_XL2 = dict(
     sample_size=32,
@@ -56,9 +70,10 @@ DIT_S2 = {**DIT_XL2, "num_layers": 12, "attention_head_dim": 64, "num_attention_
 PIXART_XL2 = {**DIT_XL2, "cross_attention_dim": 1152, "caption_channels": 4096}
 # As narrow as DiT-S/2; no such model is published.
 PIXART_S2 = {**DIT_S2, "cross_attention_dim": 384, "caption_channels": 4096}
-RANDOM_WEIGHTS = {
+CONFIGURATIONS = {
     "ddpm-cifar10": (UNet2DModel, DDPM_CIFAR10),
     "sd15": (UNet2DConditionModel, SD15),
+    "sdxl": (UNet2DConditionModel, SDXL),
     "dit-s2": (DiTTransformer2DModel, DIT_S2),
     "dit-xl2": (DiTTransformer2DModel, DIT_XL2),
     "pixart-s2": (PixArtTransformer2DModel, PIXART_S2),
@@ -69,8 +84,8 @@ RANDOM_WEIGHTS = {
 def random_weights(name):
     """(model, scheduler) of a published configuration with random weights: for speed only."""
     torch.manual_seed(0)
-    cls, config = RANDOM_WEIGHTS[name]
-    return cls(**config).eval(), DDIMScheduler()
+    cls, configuration = CONFIGURATIONS[name]
+    return cls(**configuration).eval(), DDIMScheduler()
 
 
 def fashion32():

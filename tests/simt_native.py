@@ -132,8 +132,13 @@ class Simt:
     ):  # fmt: skip
         n = weight_scale.shape[0]
         rows = torch.Size(shape).numel()
-        packed = _cuda.device_weight(weight)
-        shape = torch.Size((*shape, n // 2 if activation == "geglu" else n))
+        geglu = activation == "geglu"
+        packed = _cuda.device_weight(weight, geglu_rows=n if geglu else 0)
+        if geglu:
+            weight_scale, weight_sum, bias = map(
+                _cuda.cached_interleaved, (weight_scale, weight_sum, bias)
+            )
+        shape = torch.Size((*shape, n // 2 if geglu else n))
         out, check = guarded_empty(shape, out_dtype)
         samples = 1
         if temporal is not None:

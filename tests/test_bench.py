@@ -3,6 +3,7 @@
 import doctest
 import json
 import pathlib
+import subprocess
 import sys
 import time
 import types
@@ -15,9 +16,11 @@ sys.path.append(str(BENCH))
 import card  # noqa: E402
 import convolutions  # noqa: E402
 import gpu  # noqa: E402
+import gpu_unet  # noqa: E402
 import harness  # noqa: E402
 import kernels_vs_onednn  # noqa: E402
 import machine  # noqa: E402
+import models  # noqa: E402
 import overhead  # noqa: E402
 import sweep  # noqa: E402
 import unet_shapes  # noqa: E402
@@ -184,6 +187,41 @@ def test_a_row_that_fails_costs_no_other(tmp_path, capsys):
     }
 
 
+def test_ceiling_of_wgmma_is_a_row():
+    lines = [
+        {"n": n, "warpgroups": w, "values": v, "ms": 2.0, "tops": 1000.0 + n}
+        for n in (128, 160) for w in (1, 2) for v in ("random", "zeros")
+    ]  # fmt: skip
+    row = gpu.wgmma_row("\n".join(map(json.dumps, lines)))
+    assert list(row["us"])[0] == "n=160 x2 random" and len(row["us"]) == 8
+    assert gpu.table_row("wgmma", row)[:4] == ["ceiling", "wgmma", "2000.0", "1160"]
+
+
+def test_unet_benchmark_runs_dry(tmp_path, capsys):
+    gpu_unet.main(dry(tmp_path, "--only", "cross_text_time:1"))
+    assert card.DRY_RUN in capsys.readouterr().out
+    (row,) = json.loads((tmp_path / "unet-cuda.json").read_text())["rows"].values()
+    assert row["ms"].keys() == row["kernels"].keys() == {"tfq", "torch.compile bf16"}
+    assert row["db_to_compile"]["tfq"] > 20 and row["in_float"] == []
+    assert row["bytes"]["tfq"] < row["bytes"]["bf16"]
+
+
+def test_models_of_a_card_are_the_published_ones():
+    assert {name for name, _ in gpu_unet.ROWS} <= set(models.CONFIGURATIONS)
+    assert {f"{name}:{batch}" for name, batch in gpu_unet.ROWS} == set(gpu_unet.TARGETS)
+    cls, configuration = models.CONFIGURATIONS["sdxl"]
+    with card.torch.device("meta"):
+        unet = cls(**configuration)
+    assert sum(p.numel() for p in unet.parameters()) == 2_567_463_684  # of the published UNet
+
+
+def test_parts_of_the_script_for_a_card():
+    script = BENCH / "gpu.sh"
+    assert subprocess.run(["bash", "-n", script]).returncode == 0
+    done = subprocess.run(["bash", script, "nonsense"], capture_output=True, text=True)
+    assert done.returncode == 2 and "no part 'nonsense'" in done.stdout
+
+
 def test_results_of_another_card_are_not_continued(tmp_path):
     gpu.main(dry(tmp_path, "--only", "ceiling"))
     path = tmp_path / "kernels-cuda.json"
@@ -198,7 +236,7 @@ def test_results_of_another_card_are_not_continued(tmp_path):
 def test_benchmarks_of_a_card_need_one():
     if card.torch.cuda.is_available():
         pytest.skip("there is a card")
-    for script in (gpu, sweep):
+    for script in (gpu, gpu_unet, sweep):
         with pytest.raises(SystemExit, match="torch sees no CUDA device; nothing is measured"):
             script.main([])
 

@@ -208,6 +208,20 @@ def test_weights_are_written_as_vectors(built, arch):
     assert total(counts, "LDL") == total(counts, "STL") == 0, counts
 
 
+def test_ceiling_of_wgmma_is_nothing_but_products(tmp_path):
+    cubin = tmp_path / "ceiling.cubin"
+    command = [tool("nvcc"), *FLAGS, "-Xptxas", "-v", "-arch=sm_90a", "-cubin", "-o", cubin]
+    source = ROOT / "bench" / "wgmma_ceiling.cu"
+    done = subprocess.run([*command, source], capture_output=True, text=True)
+    assert done.returncode == 0 and "warning" not in done.stderr, done.stderr
+    assert done.stderr.count("0 bytes spill stores, 0 bytes spill loads") == 4, done.stderr
+    kernels = instructions(tool("nvdisasm"), cubin)
+    assert len(kernels) == 4
+    for name, counts in kernels.items():
+        assert total(counts, "IGMMA") % 4 == 0 and total(counts, "IGMMA") > 0, name
+        assert total(counts, "LDG") == total(counts, "LDL") == 0, name
+
+
 @pytest.mark.parametrize("arch", ARCHS)
 def test_epilogue_is_lean(tmp_path, arch):
     nvcc, nvdisasm = tool("nvcc"), tool("nvdisasm")

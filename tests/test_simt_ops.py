@@ -89,12 +89,14 @@ def test_epilogues_of_cuda_alone(on_cuda, out_dtype):
     assert_quantized_close(ops.gemm_s8(**operands), reference.gemm_s8(**operands))
 
 
-def test_geglu_has_no_residual(on_cuda):
-    operands = gemm_operands(6, 16, 64) | {"activation": "geglu", "residual": torch.randn(6, 8)}
-    with pytest.raises(
-        ValueError, match="without residual, and n a multiple of 4; got n=16, resid"
-    ):
+@pytest.mark.parametrize("name, shape", [("residual", (6, 8)), ("temporal", (1, 16))])
+def test_geglu_has_neither_residual_nor_temporal(on_cuda, name, shape):
+    operands = gemm_operands(6, 16, 64) | {"activation": "geglu", name: torch.randn(shape)}
+    with pytest.raises(ValueError, match=f"and n a multiple of 4; got n=16 with {name}"):
         ops.gemm_s8(**operands)
+
+
+def test_geglu_is_gemm_s8s(on_cuda):
     operands = conv_operands((1, 16, 3, 3, 8, 1, 1, 0, 1)) | {"activation": "geglu"}
     with pytest.raises(ValueError, match="conv2d_s8: activation='geglu' is for gemm_s8"):
         ops.conv2d_s8(**operands)
@@ -169,6 +171,34 @@ def test_dequantize_weight(on_cuda, shape, four_bits):
         assert_same_bits(actual, expected, str(dtype))
         assert actual.stride() == expected.stride()
     assert on_cuda.counters()["launches"] == 3
+
+
+def test_geglu_of_weights_of_4_bits_and_of_changed_operands(on_cuda):
+    operands = gemm_operands(6, 32, 64) | weight_operands_s4((32, 64))
+    operands.update(activation="geglu", out_dtype=torch.uint8, out_qparams=random_qparams(1))
+    assert_quantized_close(ops.gemm_s8(**operands), reference.gemm_s8(**operands))
+    operands["bias"] += 3  # in place: what was interleaved is another
+    assert_quantized_close(ops.gemm_s8(**operands), reference.gemm_s8(**operands))
+
+
+def test_feed_forward_has_geglu_in_its_epilogue(on_cuda, monkeypatch):
+    """The gates of a transformer block come out of its first product, and are quantized from there."""
+    seen = []
+    product = _cuda.Kernels.gemm_s8
+
+    def watched(self, x, rows, n, k, weight, zero_point, epilogue):
+        seen.append((n, epilogue[12]))
+        product(self, x, rows, n, k, weight, zero_point, epilogue)
+
+    unets = pytest.importorskip("unets")
+    monkeypatch.setattr(_cuda.Kernels, "gemm_s8", watched)
+    monkeypatch.setattr(_cuda.Kernels, "geglu_quantize", None)  # must not be called
+    unet = unets.build("cross", sample_size=8, cross_attention_dim=32)
+    tfq.convert(unet, tfq.TfqConfig(precision="uniform"))
+    unets.run(unet, unets.inputs(unet, (1, 501)))
+    gated = [n for n, activation in seen if activation == products.ACTIVATION_CODES["geglu"]]
+    widths = [m.ff.net[0].proj.out_features for m in unet.modules() if hasattr(m, "ff")]
+    assert sorted(gated) == sorted(widths) and widths
 
 
 def test_weight_is_laid_out_once_until_it_changes(on_cuda, monkeypatch):

@@ -7,6 +7,8 @@ import torch
 from torch.utils import _pytree as pytree
 
 from tfq import capture, text_cache
+from tfq.fallback import prefer_float
+from tfq.ops import _dispatch
 from tfq.ops._checks import HAS_CUDA, HOW_TO_GET_CUDA
 from tfq.temporal import TemporalEmbedding
 
@@ -118,14 +120,16 @@ class Captured:
 class GraphedForward:
     """Stands for ``unet.forward``: captures on the first call of a signature, replays on the others."""
 
-    def __init__(self, unet, make):
+    def __init__(self, unet, make, slower=None, card=""):
         self.unet, self.make = unet, make
+        self.slower, self.card = slower or {}, card  # arguments of tfq.fallback.prefer_float
         self.signature = inspect.signature(type(unet).forward)
         self.captured = {}
 
     def __deepcopy__(self, memo):
         # Of the copy nothing is captured yet: graphs are bound to the memory of this model.
-        return GraphedForward(copy.deepcopy(self.unet, memo), copy.deepcopy(self.make, memo))
+        unet, make = (copy.deepcopy(value, memo) for value in (self.unet, self.make))
+        return GraphedForward(unet, make, self.slower, self.card)
 
     def __call__(self, *args, **kwargs):
         """As the UNet's own ``forward``."""
@@ -142,11 +146,17 @@ class GraphedForward:
         if key not in self.captured:
             device = arguments["sample"].device
             index = None if rows is None else torch.tensor(rows, device=device)
+            self._choose_float(lambda: forward(timestep=values, **arguments), index)
             self.captured[key] = Captured(
                 forward, leaves, spec, values.to(device), index, self.make
             )
         output = self.captured[key](leaves, values, rows)
         return output if return_dict else (output.sample,)
+
+    @torch.no_grad()
+    def _choose_float(self, call, index):
+        with capture.rows(index):
+            prefer_float(self.unet, call, self.slower, self.card)
 
     def _timesteps(self, timestep, sample):
         """``(batch,)`` where it is, of the dtype that the UNet would give it."""
@@ -178,6 +188,8 @@ def graph(unet):
     row costs nothing else, and one that has none runs without a graph; one on the GPU is looked up there,
     beside the float block that computes unknown ones, unless ``drop_tib=True`` removed that. Key and
     value of the text are a second graph, replayed only when the text is another tensor than before.
+    Where it was measured that a layer's product is no faster on integers (``bench/sweep.py``), the layer is
+    captured in float, and :func:`tfq.report` lists it with the times.
     Nothing waits for the GPU. One call at a time; hooks inside of the UNet do not run in a replay. After a
     change to the model call this again; ``del unet.forward`` ends it.
 
@@ -212,5 +224,7 @@ def graph(unet):
         raise NotImplementedError(
             f"graph: this build of tfq has native kernels for 'cpu' only; {HOW_TO_GET_CUDA}"
         )
-    unet.forward = GraphedForward(unet, CudaCapture(device))
+    card = _dispatch.card_of(device)
+    slower = _dispatch.slower_than_float(_dispatch.load(), card)
+    unet.forward = GraphedForward(unet, CudaCapture(device), slower, card["card"])
     return unet

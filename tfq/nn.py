@@ -34,7 +34,12 @@ class DequantizedWeight(torch.Tensor):
 
 
 class _QuantizedLayer:
-    """What all layers share: packed weights, their grid, the quantizer of the input."""
+    """What all layers share: packed weights, their grid, the quantizer of the input.
+
+    ``float_reason`` says why a layer with integer activations runs in float; see :mod:`tfq.fallback`.
+    """
+
+    float_reason = ""
 
     def _init_quantized(self, layer, name, backend, per_token, bits):
         nn.Module.__init__(self)
@@ -61,6 +66,11 @@ class _QuantizedLayer:
             bias = nn.Parameter(bias.detach().float().clone(), requires_grad=False)
         self.register_parameter("bias", bias)
         self.train(False)
+
+    def run_on(self, backend, float_reason=""):
+        """Take the operations of another backend, for the input too."""
+        self.backend = self.input.backend = backend
+        self.float_reason = float_reason
 
     def _parts(self):
         """(suffix of the buffers, shape) of each separately quantized part of the weight."""

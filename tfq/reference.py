@@ -21,7 +21,6 @@ __all__ = [
     "geglu_quantize",
     "gemm_s8",
     "group_norm_silu_quantize",
-    "interleave_geglu",
     "layer_norm_quantize",
     "pack_weight",
     "pack_weight_s4",
@@ -32,7 +31,6 @@ __all__ = [
     "unpack_weight_s4",
 ]
 
-GEGLU_QUAD = 4  # channels: two values and their gates
 LOG2_E = torch.tensor(1.44269504)
 SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
 
@@ -231,27 +229,6 @@ def attention_s8(query, key, value, heads, *, scale=None, out_dtype=None):
     return out.transpose(1, 2).flatten(2).to(query.dtype if out_dtype is None else out_dtype)
 
 
-def interleave_geglu(halves):
-    """Rows ``[values | gates]`` in the order that ``gemm_s8(activation="geglu")`` takes.
-
-    Parameters
-    ----------
-    halves : Tensor
-        ``(n, ...)``: weights, scales or bias of a GEGLU projection, n a multiple of 4.
-
-    Returns
-    -------
-    Tensor
-        The same rows: two values, their two gates, the next two values, and so on.
-    """
-    if halves.dim() == 0 or halves.shape[0] % GEGLU_QUAD:
-        raise ValueError(
-            f"interleave_geglu: n must be a multiple of {GEGLU_QUAD}, got {tuple(halves.shape)}"
-        )
-    value, gate = (half.unflatten(0, (-1, 2)) for half in halves.chunk(2))
-    return torch.stack([value, gate], 1).flatten(0, 2)
-
-
 def gemm_s8(
     x, qparams, weight, weight_scale, weight_sum, bias=None, *, weight_zero_point=None, **epilogue
 ):
@@ -307,8 +284,8 @@ def _epilogue(
     if activation == "silu":
         y = F.silu(y.double()).float()
     elif activation == "geglu":
-        value, gate = y.double().unflatten(1, (-1, 2, 2)).unbind(2)
-        y = (value * F.gelu(gate)).float().flatten(1)
+        value, gate = y.double().chunk(2, dim=1)
+        y = (value * F.gelu(gate)).float()
     if out_dtype is not torch.uint8 and not return_quantized:
         return shaped(y.to(out_dtype))
     quantized = shaped(_quantize_values(y, _per_row(out_qparams, rows)))

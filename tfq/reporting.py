@@ -23,12 +23,12 @@ class Report:
         """``{native_mac_share, weight_bytes, layers, temporal, unfused}``, JSON-serialisable.
 
         ``layers`` is a list of ``{name, type, path, reason, macs, weight_bits, range, error}``: path is
-        the kernel family that runs the layer ("conv2d_s8", "gemm_s8", "reference" or "torch"), reason
-        why it stays float, macs its multiply-adds for one image, range how its input is quantised
-        ("timestep", "static", "dynamic", "dynamic per token"; None: not quantized), error the relative
-        L2 error of its weights, output_error the estimated relative error of the model's output that it
-        causes (None: not estimated). ``native_mac_share`` is over the multiply-adds of all Conv2d and
-        Linear layers.
+        the kernel family that runs the layer ("conv2d_s8", "gemm_s8", "reference", "weight_only" or
+        "torch"), reason why it stays or runs float, macs its multiply-adds for one image, range how its
+        input is quantised ("timestep", "static", "dynamic", "dynamic per token"; None: not quantized),
+        error the relative L2 error of its weights, output_error the estimated relative error of the model's
+        output that it causes (None: not estimated). ``native_mac_share`` is over the multiply-adds of all
+        Conv2d and Linear layers.
         ``temporal`` is ``{mode, mean_error, max_error, chosen_tib_share, maps}``: relative L2 error of the
         temporal features to the float model's; of "select" the share of (timestep, block) that took the
         quantized block; maps by timestep and block of the errors and of tau, or None after loading.
@@ -212,7 +212,7 @@ def _moved_layers(unet, names):
 
 
 def _layer(module, plan):
-    path, ranges = "torch", None
+    path, ranges, reason = "torch", None, plan.reason
     bits = 0 if module is None else 8 * module.weight.element_size()  # 0: dropped
     if isinstance(module, (quantized.Linear, quantized.Conv2d, quantized.ShortcutConv2d)):
         bits = module.weight_bits
@@ -220,11 +220,11 @@ def _layer(module, plan):
         path = family if module.backend == "native" else module.backend
         ranges = "dynamic per token" if module.input.per_token else module.input.ranges
         if module.backend == "weight_only":
-            ranges = None
+            ranges, reason = None, module.float_reason or reason
         elif module.input.slot is None and plan.reason.startswith("temporal block"):
             ranges = "timestep"
     return {
-        "name": plan.name, "type": plan.type, "path": path, "reason": plan.reason, "macs": plan.macs,
+        "name": plan.name, "type": plan.type, "path": path, "reason": reason, "macs": plan.macs,
         "weight_bits": bits, "range": ranges, "error": plan.weight_error,
         "output_error": plan.output_error,
     }  # fmt: skip

@@ -35,7 +35,6 @@ from tfq.ops.weights import (
     unpack_weight,
     unpack_weight_s4,
 )
-from tfq.reference import interleave_geglu
 
 __all__ = [
     "attention_s8",
@@ -44,7 +43,6 @@ __all__ = [
     "geglu_quantize",
     "gemm_s8",
     "group_norm_silu_quantize",
-    "interleave_geglu",
     "layer_norm_quantize",
     "pack_weight",
     "pack_weight_s4",

@@ -184,17 +184,19 @@ def check_weight(operation, weight, zero_point, n, k, names=("weight", "weight_z
     return vector(operation, zero_point_name, zero_point, torch.uint8, n)
 
 
-def native_weight(operation, weight, zero_point, n, k, taps=0):
+def native_weight(operation, weight, zero_point, n, k, taps=0, geglu=False):
     """The native form of a packed weight (n, k) and of its zero-points (0: int8).
 
-    CUDA's form has no zero-points. Of a convolution of `taps` taps it has their sums instead.
+    CUDA's form has no zero-points. Of a convolution of `taps` taps it has their sums instead; with `geglu`
+    its rows are interleaved.
     """
     zero_point_address = check_weight(operation, weight, zero_point, n, k)
     if has_cuda_kernels(weight):
         sums = 0
         if taps:
             sums = _cuda.cached_tap_sums(weight, zero_point, n, taps, k // taps).data_ptr()
-        return _cuda.cached_device_weight(weight, zero_point).data_ptr(), sums
+        rows = n if geglu else 0
+        return _cuda.cached_device_weight(weight, zero_point, rows).data_ptr(), sums
     return weight.data_ptr(), zero_point_address
 
 

@@ -17,12 +17,35 @@ CHANNEL_GROUP = 32
 CHOSEN = (-1, 0)  # tile and parts of k: by the library
 
 _weights = WeakTensorKeyDictionary()  # packed weight -> (versions, device weight)
+_interleaved = WeakTensorKeyDictionary()  # vector of a GEGLU projection -> (version, interleaved)
 _tap_sums = WeakTensorKeyDictionary()  # packed weight -> ((versions, taps), tap sums)
 _C.cuda_set_dispatch_table(_dispatch.entries(_dispatch.load()))
 _workspaces = {}  # (device index, stream) -> int32 zeros, for split-K
 
 
-def device_weight(packed, zero_point=None):
+def interleave_geglu(halves):
+    """Rows ``[values | gates]`` so that a value and its gate are in one thread of an epilogue.
+
+    Returns
+    -------
+    Tensor
+        The same rows: two values, their two gates, the next two values, and so on.
+    """
+    value, gate = (half.unflatten(0, (-1, 2)) for half in halves.chunk(2))
+    return torch.stack([value, gate], 1).flatten(0, 2)
+
+
+def cached_interleaved(vector):
+    """Like :func:`interleave_geglu`, computed once for each version of the tensor; None of None."""
+    if vector is None:
+        return None
+    entry = _interleaved.get(vector)
+    if entry is None or entry[0] != vector._version:
+        entry = _interleaved[vector] = (vector._version, interleave_geglu(vector))
+    return entry[1]
+
+
+def device_weight(packed, zero_point=None, geglu_rows=0):
     """The CUDA layout of a packed weight (see csrc/cuda/product_args.h).
 
     Parameters
@@ -32,6 +55,8 @@ def device_weight(packed, zero_point=None):
         bits, from :func:`tfq.ops.pack_weight_s4`, which the layout holds expanded.
     zero_point : Tensor, optional
         uint8 ``(n,)`` of a 4-bit weight.
+    geglu_rows : int
+        n of a projection whose epilogue is GEGLU: the rows are interleaved; 0: they are not.
 
     Returns
     -------
@@ -46,6 +71,8 @@ def device_weight(packed, zero_point=None):
         q = reference.unpack_weight_s4(packed, (n, k)).to(torch.int8)
         rows = q - torch.nn.functional.pad(zero_point, (0, n - len(zero_point)))[:, None]
         rows = rows.to(torch.int8)
+    if geglu_rows:
+        rows = interleave_geglu(rows[:geglu_rows])
     rows = torch.nn.functional.pad(rows, (0, 0, 0, -len(rows) % CHANNEL_GROUP))
     groups = rows.view(-1, 4, 4, 2, k)  # (group, t, j, e, k)
     return groups.transpose(1, 2).contiguous().view(-1, k)
@@ -86,12 +113,12 @@ def cached_tap_sums(packed, zero_point, n, taps, channels):
     return entry[1]
 
 
-def cached_device_weight(packed, zero_point=None):
+def cached_device_weight(packed, zero_point=None, geglu_rows=0):
     """Like :func:`device_weight`, computed once for each version of the tensors."""
-    version = _versions(packed, zero_point)
+    version = (_versions(packed, zero_point), geglu_rows)
     entry = _weights.get(packed)
     if entry is None or entry[0] != version:
-        entry = (version, device_weight(packed, zero_point))
+        entry = (version, device_weight(packed, zero_point, geglu_rows))
         _weights[packed] = entry
     return entry[1]
 

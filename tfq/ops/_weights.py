@@ -4,14 +4,14 @@ import weakref
 
 import torch
 
-from tfq.ops import _checks
+from tfq.ops import _checks, _cuda
 from tfq.ops._checks import address, native_weight, vector
 
 _checked = {}  # id of a packed weight -> (weak reference to it, what it was checked with, addresses)
 
 
 def weight_operands(
-    operation, n, k, weight, scale, weight_sum, zero_point=None, bias=None, *, taps=0
+    operation, n, k, weight, scale, weight_sum, zero_point=None, bias=None, *, taps=0, geglu=False
 ):
     """Raise unless these are the weights of a product (n, k); the addresses its native form begins with.
 
@@ -27,6 +27,8 @@ def weight_operands(
         As in :func:`tfq.ops.gemm_s8`; the last two may be None.
     taps : int
         Of a convolution, else 0.
+    geglu : bool
+        CUDA: with the rows interleaved, for an epilogue that is GEGLU.
 
     Returns
     -------
@@ -52,8 +54,11 @@ def weight_operands(
             )
         ):  # fmt: skip
             return addresses
+    native_form = native_weight(operation, weight, zero_point, n, k, taps, geglu)
+    if geglu:
+        scale, weight_sum, bias = map(_cuda.cached_interleaved, (scale, weight_sum, bias))
     operands = (
-        *native_weight(operation, weight, zero_point, n, k, taps),
+        *native_form,
         vector(operation, "weight_scale", scale, torch.float32, n),
         vector(operation, "weight_sum", weight_sum, torch.int32, n),
         0 if bias is None else vector(operation, "bias", bias, torch.float32, n),

@@ -18,8 +18,8 @@ from tfq.ops._checks import (
     require_dense,
 )
 from tfq.ops._weights import weight_operands
-from tfq.reference import GEGLU_QUAD
 
+_GEGLU_CHANNELS = 4  # interleaved: two values and their gates
 ACTIVATION_CODES = {None: 0, "silu": 1, "geglu": 2}
 
 
@@ -87,10 +87,12 @@ def _native_temporal(operation, rows, n, temporal, temporal_rows):
     )  # fmt: skip
 
 
-def _make_outputs(operation, x, shape, axis, activation, residual, out_dtype, return_quantized):
+def _make_outputs(
+    operation, x, shape, axis, activation, residual, temporal, out_dtype, return_quantized
+):
     """(output, second output or None) of `shape`, whose channels are dimension `axis`."""
     if activation is not None:
-        _check_activation(operation, x, shape[axis], activation, residual)
+        _check_activation(operation, x, shape[axis], activation, residual, temporal)
     if out_dtype not in FLOAT_DTYPES and out_dtype not in (
         allowed := (*float_dtypes(x), torch.uint8)
     ):
@@ -120,7 +122,7 @@ def _make_outputs(operation, x, shape, axis, activation, residual, out_dtype, re
     return out, torch.empty_like(out, dtype=torch.uint8) if return_quantized else None
 
 
-def _check_activation(operation, x, n, activation, residual):
+def _check_activation(operation, x, n, activation, residual, temporal):
     if activation not in ACTIVATION_CODES:
         raise ValueError(
             f"{operation}: activation must be None, 'silu' or 'geglu', got {activation!r}"
@@ -132,10 +134,12 @@ def _check_activation(operation, x, n, activation, residual):
             f"{operation}: activation='geglu' has a kernel on 'cuda' only, got x on '{x.device}'; "
             f"geglu_quantize does it in a pass of its own"
         )
-    if operation == "conv2d_s8" or residual is not None or n % GEGLU_QUAD:
+    operands = {"residual": residual, "temporal": temporal}
+    added = [name for name, operand in operands.items() if operand is not None]
+    if operation == "conv2d_s8" or added or n % _GEGLU_CHANNELS:
         raise ValueError(
-            f"{operation}: activation='geglu' is for gemm_s8, without residual, and n a multiple of "
-            f"{GEGLU_QUAD}; got n={n}, residual {'None' if residual is None else 'given'}"
+            f"{operation}: activation='geglu' is for gemm_s8, without residual and temporal, and n a "
+            f"multiple of {_GEGLU_CHANNELS}; got n={n} with {' and '.join(added) or 'neither'}"
         )
 
 
@@ -174,8 +178,8 @@ def gemm_s8(
         kernel, so that one captured graph serves all timesteps. A row outside the table raises
         ValueError, on CUDA it gives NaN.
     activation : {None, "silu", "geglu"}
-        "geglu" (CUDA): ``value * gelu(gate)`` of n / 2 channels; weight, scales, sums and bias in the
-        order of :func:`interleave_geglu`, no residual.
+        "geglu" (CUDA): ``value * gelu(gate)`` of n / 2 channels, the first half of the n are the values;
+        without `residual` and `temporal`.
     return_quantized : bool
         Return the result in uint8, quantised with `out_qparams`, beside the float one.
 
@@ -196,12 +200,13 @@ def gemm_s8(
     require_contiguous("gemm_s8", "x", x)
     n, k = weight_scale.shape[0], x.shape[-1]
     outputs = _make_outputs(
-        "gemm_s8", x, (*x.shape[:-1], n), x.dim() - 1, activation, residual, out_dtype,
-        return_quantized,
+        "gemm_s8", x, (*x.shape[:-1], n), x.dim() - 1, activation, residual, temporal,
+        out_dtype, return_quantized,
     )  # fmt: skip
     packed, zero_points, *vectors = weight_operands(
-        "gemm_s8", n, k, weight, weight_scale, weight_sum, weight_zero_point, bias
-    )
+        "gemm_s8", n, k, weight, weight_scale, weight_sum, weight_zero_point, bias,
+        geglu=activation == "geglu",
+    )  # fmt: skip
     rows = x.numel() // k if k else 0
     epilogue = _epilogue(
         "gemm_s8", rows, n, outputs, vectors, qparams, temporal, temporal_rows, residual, activation,
@@ -278,8 +283,8 @@ def conv2d_s8(
             f"conv2d_s8: qparams must be (1, 3) or ({batch}, 3), got {tuple(qparams.shape)}"
         )
     outputs = _make_outputs(
-        "conv2d_s8", x, (batch, n, out_h, out_w), 1, activation, residual, out_dtype,
-        return_quantized,
+        "conv2d_s8", x, (batch, n, out_h, out_w), 1, activation, residual, temporal,
+        out_dtype, return_quantized,
     )  # fmt: skip
     taps = kernel_h * kernel_w
     packed, zero_points, *vectors = weight_operands(

@@ -1,0 +1,253 @@
+"""Whole UNets on a CUDA card: tfq.graph against torch.compile in bfloat16, and where the time goes.
+
+    python bench/gpu_unet.py [--only sdxl:2,sd15:8] [--seconds 6] [--limit 540] [--dry-run]
+
+Published configurations with random weights: SDXL (batch 1, 2), SD1.5 (2, 8), the CIFAR-10 DDPM (64). The
+alternatives take turns in one process, each timed call after an untimed one of the same: tfq with static
+ranges per timestep, timesteps from the host, key and value of the text computed once, as in sampling;
+torch.compile(mode="max-autotune") with CUDA graphs in bfloat16, channels_last; and the same float model
+as a plain CUDA graph. Beside them: the decibels between their outputs, bytes of the models, and the kernels
+of one call of each by their share. A run that ends at --limit is continued by the next; what torch.compile
+found is in its own cache.
+"""
+
+import argparse
+import collections
+import copy
+import statistics
+
+import models
+import torch
+from card import DRY_RUN, Card, Results, add_arguments
+from harness import print_table
+from torch.utils import _pytree as pytree
+
+import tfq
+from tfq.reporting import weight_bytes
+from tfq.shapes import example_inputs
+
+ROWS = [("ddpm-cifar10", 64), ("sd15", 8), ("sd15", 2), ("sdxl", 2), ("sdxl", 1)]
+# What a dry run does in their place: names of tests/unets.py.
+_DRY_ROWS = [("attention", 2), ("cross", 1), ("cross_text_time", 1)]
+# torch.compile's time over tfq's that must be reached.
+TARGETS = {"sdxl:2": 1.4, "sdxl:1": 1.3, "sd15:8": 1.35, "sd15:2": 1.25, "ddpm-cifar10:64": 1.3}
+TIMESTEPS = (1, 251, 501, 751)
+CALIBRATION_SHRINK = 4  # ranges of random weights decide nothing: a smaller image finds them sooner
+KERNELS_SHOWN = 12
+
+
+def build(name, card):
+    """The float model in bfloat16, on the CPU."""
+    if not card.dry_run:
+        return models.random_weights(name)[0].bfloat16()
+    import unets
+
+    return unets.build(name).bfloat16()
+
+
+def random_inputs(unet, batch, shrink=1):
+    """Keyword arguments of a call but the timestep, random, on the CPU."""
+    kwargs = example_inputs(unet, batch, torch.Generator().manual_seed(0))
+    del kwargs["timestep"]
+    if shrink > 1:
+        size = max(8, kwargs["sample"].shape[-1] // shrink)
+        kwargs["sample"] = kwargs["sample"][..., :size, :size].contiguous()
+    if "encoder_hidden_states" in kwargs:
+        kwargs["encoder_hidden_states"] = torch.randn_like(kwargs["encoder_hidden_states"])
+    return kwargs
+
+
+def convert(unet):
+    """A converted copy with ranges for TIMESTEPS, nearest rounding: what else is decided costs no time."""
+    unet = copy.deepcopy(unet)
+    small = random_inputs(unet, 1, CALIBRATION_SHRINK)
+    calls = [small | {"timestep": timestep} for timestep in TIMESTEPS]
+    return tfq.convert(unet, tfq.TfqConfig(precision="uniform", drop_tib=True), calibration=calls)
+
+
+class Arms:
+    """name -> function of an index that makes a call and returns the output."""
+
+    def __init__(self, card, unet, batch):
+        self.card = card
+        kwargs = random_inputs(unet, batch)
+        kwargs["sample"] = kwargs["sample"].contiguous(memory_format=torch.channels_last)
+        self.kwargs = pytree.tree_map_only(torch.Tensor, lambda x: x.to(card.device), kwargs)
+        self.tfq = convert(unet).to(card.device)
+        self.float = unet.to(card.device).to(memory_format=torch.channels_last)
+        self.calls = {
+            "tfq": self._host(self._graph(self.tfq)),
+            "torch.compile bf16": self._device(self._compile(self.float)),
+        }
+        if not card.dry_run:
+            self.calls["bf16 graph"] = self._captured(self.float)
+
+    def _graph(self, unet):
+        return unet if self.card.dry_run else tfq.graph(unet)
+
+    def _compile(self, unet):
+        if self.card.dry_run:
+            return torch.compile(unet, backend="eager")
+        return torch.compile(unet, mode="max-autotune")
+
+    @torch.no_grad()
+    def _captured(self, unet):
+        call = self._device(unet)
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for i in range(3):
+                call(i)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            output = call(0)
+
+        def replay(i):
+            graph.replay()
+            return output
+
+        return replay
+
+    def _host(self, unet):
+        @torch.no_grad()
+        def call(i):
+            return unet(timestep=TIMESTEPS[i % len(TIMESTEPS)], **self.kwargs).sample
+
+        return call
+
+    def _device(self, unet):
+        timesteps = [torch.tensor(t, device=self.card.device) for t in TIMESTEPS]
+
+        @torch.no_grad()
+        def call(i):
+            return unet(timestep=timesteps[i % len(timesteps)], **self.kwargs).sample
+
+        return call
+
+
+def profile(card, call):
+    """(name of a kernel, calls, microseconds) of one call, longest first."""
+    activity = torch.profiler.ProfilerActivity
+    call(0)
+    card.synchronize()
+    activities = [activity.CPU if card.dry_run else activity.CUDA]
+    with torch.profiler.profile(activities=activities) as recorded:
+        call(0)
+        card.synchronize()
+    total = collections.Counter()
+    count = collections.Counter()
+    for event in recorded.events():
+        elapsed = event.self_cpu_time_total if card.dry_run else event.device_time
+        total[event.name[:120]] += elapsed
+        count[event.name[:120]] += 1
+    return [(name, count[name], us) for name, us in total.most_common() if us > 0]
+
+
+def decibels(output, expected):
+    """Of the signal over the difference."""
+    output, expected = output.double(), expected.double()
+    noise = (output - expected).square().sum()
+    return float("inf") if noise == 0 else (10 * (expected.square().sum() / noise).log10()).item()
+
+
+def measure(card, name, batch, seconds):
+    """The row of a model and a batch size."""
+    unet = build(name, card)
+    arms = Arms(card, unet, batch)
+    outputs = {arm: call(0).clone() for arm, call in arms.calls.items()}
+    for call in arms.calls.values():
+        for i in range(3):
+            call(i)
+    card.synchronize()
+    once = {arm: card.time(lambda call=call: call(0)) for arm, call in arms.calls.items()}
+    rounds = max(3, min(200, int(seconds * 1e6 / (2 * sum(once.values())))))
+    times = {arm: [] for arm in arms.calls}
+    for i in range(rounds):
+        for arm, call in arms.calls.items():
+            call(i)
+            times[arm].append(card.time(lambda call=call, i=i: call(i)))
+    reference = outputs["torch.compile bf16"]
+    ratios = sorted(b / a for a, b in zip(times["tfq"], times["torch.compile bf16"], strict=True))
+    return {
+        "ms": {arm: statistics.median(values) * 1e-3 for arm, values in times.items()},
+        "compile_over_tfq": statistics.median(ratios),
+        "compile_over_tfq_quartiles": [ratios[len(ratios) // 4], ratios[3 * len(ratios) // 4]],
+        "target": TARGETS.get(f"{name}:{batch}"),
+        "rounds": rounds,
+        "db_to_compile": {arm: decibels(out, reference) for arm, out in outputs.items()},
+        "bytes": {"tfq": weight_bytes(arms.tfq), "bf16": weight_bytes(arms.float)},
+        "device_layouts_bytes": device_layout_bytes(arms.tfq),
+        "in_float": [
+            layer["name"]
+            for layer in tfq.report(arms.tfq).to_dict()["layers"]
+            if layer["path"] == "weight_only"
+        ],
+        "kernels": {arm: profile(card, call) for arm, call in arms.calls.items()},
+    }
+
+
+def device_layout_bytes(unet):
+    """Bytes of the weights in the layout of the CUDA kernels, which are kept beside the model's own."""
+    from tfq.ops import _cuda
+
+    cached = (_cuda._weights.get(buffer) for buffer in unet.buffers())
+    return sum(entry[1].numel() for entry in cached if entry is not None)
+
+
+def print_kernels(name, row):
+    """The longest kernels of each arm."""
+    for arm, kernels in row["kernels"].items():
+        total = sum(us for *_, us in kernels) or 1
+        print(f"\n{name}, {arm}: {total:.0f} us in kernels")
+        table = [
+            [kernel[:80], str(count), f"{us:.0f}", f"{100 * us / total:.1f} %"]
+            for kernel, count, us in kernels[:KERNELS_SHOWN]
+        ]
+        print_table(["kernel", "calls", "us", "share"], table)
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=6.0, help="for the timed calls of a row")
+    parser.add_argument("--only", default="", help="rows, as sdxl:2,sd15:8")
+    add_arguments(parser, limit=540)
+    options = parser.parse_args(arguments)
+    card = Card(options.dry_run)
+    results = Results("unet-cuda", card, options)
+    only = [name for name in options.only.split(",") if name]
+    for name, batch in _DRY_ROWS if card.dry_run else ROWS:
+        if not only or f"{name}:{batch}" in only:
+            results.add(
+                f"{name}:{batch}",
+                lambda name=name, batch=batch: measure(card, name, batch, options.seconds),
+            )
+            torch._dynamo.reset()
+    for name, row in results.rows.items():
+        print_kernels(name, row)
+    print()
+    arms = ("tfq", "torch.compile bf16", "bf16 graph")
+    table = [
+        [name, *(f"{row['ms'][arm]:.2f}" if arm in row["ms"] else "" for arm in arms),
+         f"{row['compile_over_tfq']:.2f}x", str(row["target"]), f"{row['db_to_compile']['tfq']:.1f}",
+         f"{(row['bytes']['tfq'] + row['device_layouts_bytes']) / row['bytes']['bf16']:.2f}"]
+        for name, row in results.rows.items()
+    ]  # fmt: skip
+    header = [
+        "model:batch",
+        "tfq ms",
+        "compile ms",
+        "graph ms",
+        "compile / tfq",
+        "must",
+        "dB",
+        "bytes / bf16",
+    ]
+    print_table(header, table)
+    if card.dry_run:
+        print(DRY_RUN)
+    results.finish()
+
+
+if __name__ == "__main__":
+    main()
