@@ -3,9 +3,10 @@
 #
 #   bash bench/gpu.sh [build] [test] [sanitize] [bench] [sweep]      (default: all, in this order)
 #
-# Needs nvcc, g++, cmake, ninja, pybind11 and a CUDA torch; nothing from the network. Results:
-# bench/results/<card>/kernels-cuda.json and sweep.json, and tables on the output. Three runs of ten
-# minutes: "build test sanitize", "bench", "sweep".
+# Needs nvcc, g++, cmake, ninja, pybind11 and a CUDA torch; nothing from the network. Results are in
+# bench/results/<card>/ (kernels-cuda.json, sweep.json, dispatch.json), and tables on the output. A part
+# that ran out of time goes on where it was when it is called again; "sweep" ends in the package's own
+# table of choices, tfq/ops/dispatch.json. Every script has --dry-run, which tries it on the CPU.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 limit=600
@@ -47,7 +48,7 @@ sanitize() {
 
 bench() { part bench python bench/gpu.py; }
 
-sweep() { part sweep python bench/sweep.py; }
+sweep() { part sweep python bench/sweep.py --install; }
 
 [ $# -gt 0 ] || set -- build test sanitize bench sweep
 for name in "$@"; do

@@ -1,106 +1,213 @@
-"""Every tile and split of the integer GEMM on a CUDA card, beside what the choice takes.
+"""Every tile and split of the integer products of real UNets on a CUDA card, beside what is chosen.
 
-    python bench/sweep.py [--seconds 0.02] [--limit 540]
+    python bench/sweep.py [--install] [--seconds 0.02] [--within 1.6] [--limit 540] [--dry-run]
 
-For each shape of bench/gpu.py each (tile, parts of k) that can run: bits against the chosen one's,
-microseconds, TOPS, and the cycles the model gave it (csrc/cuda/gemm_config.cpp). The table shows what a
-perfect choice would gain; the JSON is what the model's constants are to be fitted to. Shapes are taken in
-a fixed order until --limit seconds have passed; the result says which were left out.
+For each product of SDXL (batch 1, 2), SD1.5 (2, 8) and the CIFAR-10 DDPM (64), each (tile, parts of k) that
+the model of csrc/cuda/gemm_config.cpp puts within a factor of the best: bits against the chosen one's,
+microseconds, TOPS, the modelled cycles; and the time of the float alternative, bfloat16 with the weights
+expanded before each product. sweep.json has all of it, dispatch.json the fastest of each product;
+--install puts those into the package's own table (tfq/ops/dispatch.json). A run that ends at --limit is
+continued by the next.
 """
 
 import argparse
 import json
 import re
-import sys
-import time
 
 import torch
-from gpu import GEMMS, RESULTS, ROWS, interleaved, machine, on_card
+import unet_shapes
+from card import Card, Results, add_arguments
 from harness import print_table
 
-from tfq import ops
+from tfq import ops, weight_only
 from tfq._ext import _C
-from tfq.ops import _cuda
+from tfq.ops import _cuda, _dispatch
 
-sys.path.append(str(RESULTS.parent.parent / "tests"))
-from operands import gemm_operands  # noqa: E402
+# The facts of the card that a dry run pretends to have, see DeviceFacts of csrc/cuda/device.h.
+_DRY_DEVICE = (90, 132, 232448, 233472, True)
+_DRY_LAYERS = [
+    (1, unet_shapes.Linear(48, 32, 64)),
+    (2, unet_shapes.Conv(32, 16, 6)),
+    (1, unet_shapes.Conv(16, 32, 6, stride=2)),
+]
 
-ROTATED = 4  # copies of x: more than the L2 at the shapes whose time it decides
 
-
-def device_facts():
-    """DeviceFacts of csrc/cuda/device.h, of the current card."""
-    card = torch.cuda.get_device_properties(0)
+def device_facts(card):
+    """DeviceFacts of csrc/cuda/device.h."""
+    if card.dry_run:
+        return _DRY_DEVICE
+    facts = torch.cuda.get_device_properties(card.device)
     return (
-        10 * card.major + card.minor, card.multi_processor_count, card.shared_memory_per_block_optin,
-        card.shared_memory_per_multiprocessor, card.major == 9,
+        10 * facts.major + facts.minor, facts.multi_processor_count,
+        facts.shared_memory_per_block_optin, facts.shared_memory_per_multiprocessor,
+        facts.major == 9,
     )  # fmt: skip
 
 
-def candidates(description):
-    """(tile, parts, modelled cycles) of each line of a choice that was not declined."""
+def candidates(description, within):
+    """(tile, parts, modelled cycles) of each line of a choice that the model puts near the best."""
     found = re.findall(r"^(\S+) k/(\d+): (\d+) cycles", description, re.MULTILINE)
-    return [(tile, int(splits), int(cycles)) for tile, splits, cycles in found]
+    found = [(tile, int(splits), int(cycles)) for tile, splits, cycles in found]
+    return [entry for entry in found if entry[2] <= within * found[0][2]]
 
 
-def sweep_shape(m, n, k, seconds):
-    operands = on_card(gemm_operands(m, n, k))
-    operands["out_dtype"] = torch.bfloat16
-    xs = [torch.randint_like(operands["x"], 256) for _ in range(ROTATED)]
-    xs[0] = operands.pop("x")
-    tiles = _C.cuda_tiles()
-    tile, splits, text = _C.cuda_choose_product(m, n, k, _cuda.WORKSPACE_VALUES, device_facts())
-    expected = ops.gemm_s8(xs[0], **operands)
+class Product:
+    """An operation of :mod:`tfq.ops` on the operands of one layer, and its float alternative."""
 
-    def forced(choice):
-        def call(i):
-            _cuda.NO_CHOICE = choice
-            return ops.gemm_s8(xs[i % ROTATED], **operands)
+    def __init__(self, card, batch, layer):
+        from operands import conv_operands, gemm_operands
 
-        return call
+        is_conv = isinstance(layer, unet_shapes.Conv) and layer.kernel > 1
+        if is_conv:
+            shape = (
+                batch, layer.channels, layer.size, layer.size, layer.out_channels, layer.kernel,
+                layer.stride, layer.kernel // 2, 1,
+            )  # fmt: skip
+            operands = conv_operands(shape)
+            self.operation, pixels = "conv2d_s8", batch * (layer.size // layer.stride) ** 2
+        else:
+            pixels = batch * (
+                layer.tokens if isinstance(layer, unet_shapes.Linear) else layer.size**2
+            )
+            operands = gemm_operands(pixels, layer.out_channels, layer.channels, groups=pixels)
+            self.operation = "gemm_s8"
+        taps = layer.kernel**2 if is_conv else 1
+        self.shape = (pixels, layer.out_channels, taps * layer.channels)
+        self.name = f"{self.operation} {'x'.join(map(str, self.shape))}"
+        self.card, self.operands = card, operands
 
-    calls, cycles = {}, {}
-    for name, parts, modelled in candidates(text):
-        calls[f"{name} k/{parts}"] = forced((tiles.index(name), parts))
+    def calls(self):
+        """(the operation, the float alternative), functions of a copy's index."""
+        operands = self.card.place(self.operands)
+        operands["out_dtype"] = torch.bfloat16
+        x, qparams = operands.pop("x"), operands.pop("qparams")
+        copies = self.card.copies_of(x.numel())
+        xs = [x, *(torch.randint_like(x, 256) for _ in range(copies - 1))]
+        floats = [value.bfloat16() for value in xs]
+        native, alternative = getattr(ops, self.operation), getattr(weight_only, self.operation)
+        return (
+            lambda i: native(xs[i % copies], qparams, **operands),
+            lambda i: alternative(floats[i % copies], None, **operands),
+        )
+
+
+def forced(card_facts, product, tile, splits, call):
+    """`call` with this tile, whatever the library would choose."""
+    operation, (m, n, k) = product.operation, product.shape
+    entry = {
+        "operation": operation,
+        "m": m,
+        "n": n,
+        "k": k,
+        "tile": tile,
+        "splits": splits,
+        "us": 1.0,
+    }
+
+    def run(i):
+        with _dispatch.installed([{**card_facts, "products": [entry]}]):
+            return call(i)
+
+    return run
+
+
+def sweep(product, options):
+    """The row of a product."""
+    card, facts = product.card, product.card.facts()
+    m, n, k = product.shape
+    tile, splits, text = _C.cuda_choose_product(
+        product.operation, m, n, k, _cuda.WORKSPACE_VALUES, device_facts(card), []
+    )
+    call, alternative = product.calls()
+    expected, calls, cycles = call(0), {}, {}
+    for name, parts, modelled in candidates(text, options.within):
+        calls[f"{name} k/{parts}"] = forced(facts, product, name, parts, call)
         cycles[f"{name} k/{parts}"] = modelled
-    wrong = [name for name, call in calls.items() if not torch.equal(call(0), expected)]
-    times = interleaved(calls, seconds)
+    wrong = [
+        name for name, forced_call in calls.items() if not torch.equal(forced_call(0), expected)
+    ]
+    times = card.interleaved({**calls, "float": alternative}, options.seconds)
+    float_us = times.pop("float")
+    best = min(times, key=times.get)
     return {
-        "shape": [m, n, k], "chosen": f"{tile} k/{splits}", "wrong": wrong, "us": times,
-        "cycles": cycles, "tops": {name: 2 * m * n * k / us * 1e-6 for name, us in times.items()},
+        "operation": product.operation, "shape": [m, n, k], "modelled": f"{tile} k/{splits}",
+        "best": best, "wrong": wrong, "us": times, "float_us": float_us, "cycles": cycles,
+        "tops": {name: 2 * m * n * k / us * 1e-6 for name, us in times.items()},
+        "kernels": card.kernel_names(calls[best]),
     }  # fmt: skip
 
 
-def main():
+def dispatch_card(results):
+    """The fastest of each product, as tfq/ops/dispatch.json has a card."""
+    products = []
+    for row in results.rows.values():
+        if row["wrong"]:
+            continue
+        tile, splits = row["best"].split(" k/")
+        products.append(
+            {
+                "operation": row["operation"], **dict(zip("mnk", row["shape"], strict=True)),
+                "tile": tile, "splits": int(splits), "us": round(row["us"][row["best"]], 3),
+                "float_us": round(row["float_us"], 3),
+            }
+        )  # fmt: skip
+    return {**results.document["machine"], **results.document["after"], "products": products}
+
+
+def install(card, path=_dispatch.PATH):
+    """Put a card's products in the place of what the file has for such a card."""
+    key = (card["arch"], card["multiprocessors"])
+    others = [c for c in _dispatch.load(path) if (c["arch"], c["multiprocessors"]) != key]
+    write_dispatch(path, [*others, card])
+
+
+def write_dispatch(path, cards):
+    """A dispatch file, a line for each product."""
+    text = json.dumps({"format": _dispatch.FORMAT, "cards": cards})
+    path.write_text(text.replace('{"operation"', '\n{"operation"') + "\n")
+
+
+def layers(dry_run):
+    """(batch, layer) of each product, those of SDXL at batch 2 first."""
+    if dry_run:
+        return _DRY_LAYERS
+    sdxl = unet_shapes.SDXL_LINEARS + unet_shapes.SDXL_CONVS
+    sd15 = unet_shapes.SD15_LINEARS + unet_shapes.SD15_CONVS
+    ddpm = unet_shapes.DDPM_CONVS + unet_shapes.DDPM_LINEARS
+    batches = [(2, sdxl), (8, sd15), (64, ddpm), (2, sd15), (1, sdxl)]
+    return [(batch, layer) for batch, shapes in batches for layer in shapes]
+
+
+def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=0.02, help="for each tile and shape")
-    parser.add_argument("--limit", type=float, default=540, help="seconds in all")
-    options = parser.parse_args()
-    if not torch.cuda.is_available():
-        sys.exit("bench/sweep.py: torch sees no CUDA device; nothing is measured")
-    end = time.monotonic() + options.limit
-    before, rows, left_out = machine(), [], []
-    for m in ROWS:
-        for n, k in GEMMS:
-            if time.monotonic() > end:
-                left_out.append([m, n, k])
-            else:
-                rows.append(sweep_shape(m, n, k, options.seconds))
-    folder = RESULTS / before["card"].lower().replace(" ", "-")
-    folder.mkdir(parents=True, exist_ok=True)
-    result = {"before": before, "after": machine(), "left_out": left_out, "rows": rows}
-    (folder / "sweep.json").write_text(json.dumps(result, indent=1) + "\n")
-    table = []
-    for row in rows:
-        best = min(row["us"], key=row["us"].get)
-        chosen = row["us"][row["chosen"]]
-        table.append(
-            ["x".join(map(str, row["shape"])), row["chosen"], f"{chosen:.1f}", best,
-             f"{row['tops'][best]:.0f}", f"{chosen / row['us'][best]:.2f}x"]
-        )  # fmt: skip
-    print_table(["shape", "chosen", "us", "best", "TOPS of best", "chosen / best"], table)
-    wrong = [(row["shape"], row["wrong"]) for row in rows if row["wrong"]]
-    sys.exit(f"wrong results: {wrong}" if wrong else 0)
+    parser.add_argument("--within", type=float, default=1.6, help="of the best modelled cycles")
+    parser.add_argument("--install", action="store_true", help="into the package's table")
+    add_arguments(parser, limit=540)
+    options = parser.parse_args(arguments)
+    card = Card(options.dry_run)
+    results = Results("sweep", card, options)
+    for batch, layer in layers(options.dry_run):
+        product = Product(card, batch, layer)
+        results.add(product.name, lambda product=product: sweep(product, options))
+    results.save()
+    measured = dispatch_card(results)
+    write_dispatch(results.path.with_name("dispatch.json"), [measured])
+    if options.install and not options.dry_run:
+        install(measured)
+    table = [
+        [name, row["modelled"], f"{row['us'][row['modelled']]:.1f}", row["best"],
+         f"{row['tops'][row['best']]:.0f}", f"{row['us'][row['modelled']] / row['us'][row['best']]:.2f}x",
+         f"{row['float_us'] / row['us'][row['best']]:.2f}x"]
+        for name, row in results.rows.items()
+    ]  # fmt: skip
+    print_table(
+        ["product", "model's", "us", "best", "TOPS of best", "model's / best", "bf16 / best"], table
+    )
+    results.finish()
+    wrong = {name: row["wrong"] for name, row in results.rows.items() if row["wrong"]}
+    if wrong:
+        raise SystemExit(f"wrong results: {wrong}")
 
 
 if __name__ == "__main__":

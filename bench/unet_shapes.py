@@ -66,6 +66,35 @@ SD15_LINEARS = [
         Linear(tokens, width, 4 * width, 5),
     )
 ]
+# UNet2DConditionModel of Stable Diffusion XL, 128 x 128 latent.
+SDXL_CONVS = [
+    Conv(1280, 1280, 32, count=10),
+    Conv(2560, 1280, 32, count=2),
+    Conv(1920, 1280, 32),
+    Conv(640, 1280, 32),
+    Conv(1280, 1280, 64),
+    Conv(640, 640, 64, count=6),
+    Conv(1920, 640, 64),
+    Conv(1280, 640, 64),
+    Conv(960, 640, 64),
+    Conv(320, 640, 64),
+    Conv(640, 640, 128),
+    Conv(320, 320, 128, count=7),
+    Conv(640, 320, 128, count=2),
+    Conv(960, 320, 128),
+    Conv(320, 320, 128, stride=2),
+    Conv(640, 640, 64, stride=2),
+]
+SDXL_LINEARS = [
+    linear
+    for tokens, width, blocks in ((1024, 1280, 60), (4096, 640, 10))
+    for linear in (
+        Linear(tokens, 8 * width, width, blocks),
+        Linear(tokens, width, 4 * width, blocks),
+        Linear(tokens, width, width, 6 * blocks),
+        Linear(77, width, 2048, 2 * blocks),
+    )
+]
 # UNet2DModel google/ddpm-cifar10-32.
 DDPM_CONVS = [
     Conv(128, 128, 32, count=7),

@@ -4,20 +4,27 @@ import doctest
 import json
 import pathlib
 import sys
+import time
+import types
 
 import pytest
 
 BENCH = pathlib.Path(__file__).resolve().parent.parent / "bench"
 sys.path.append(str(BENCH))
 
+import card  # noqa: E402
+import convolutions  # noqa: E402
+import gpu  # noqa: E402
 import harness  # noqa: E402
 import kernels_vs_onednn  # noqa: E402
 import machine  # noqa: E402
+import overhead  # noqa: E402
 import sweep  # noqa: E402
 import unet_shapes  # noqa: E402
 
 from tfq import timing  # noqa: E402
 from tfq._ext import _C  # noqa: E402
+from tfq.ops import _dispatch  # noqa: E402
 
 
 def test_alternatives_take_turns():
@@ -91,12 +98,131 @@ def test_kernels_against_onednn(shape):
     assert kernels_vs_onednn.totals([row], 2)["tfq_best_ms"] == row["tfq"]["best_ms"]
 
 
-def test_sweep_takes_what_the_choice_did_not_decline():
+def test_sweep_takes_what_the_model_puts_near_the_best():
     tile, splits, text = _C.cuda_choose_product(
-        512, 640, 2560, 4 << 20, (90, 132, 232448, 233472, True)
+        "gemm_s8", 512, 640, 2560, 4 << 20, (90, 132, 232448, 233472, True), []
     )
-    found = sweep.candidates(text)
+    found = sweep.candidates(text, within=1e9)
     assert found[0][:2] == (tile, splits)
     assert [cycles for *_, cycles in found] == sorted(cycles for *_, cycles in found)
     assert len(found) == sum("declined" not in line for line in text.splitlines())
     assert {name for name, *_ in found} == set(_C.cuda_tiles())
+    assert sweep.candidates(text, within=1.5) == [c for c in found if c[2] <= 1.5 * found[0][2]]
+
+
+def dry(folder, *arguments):
+    return ["--dry-run", "--folder", str(folder), "--seconds", "0.0005", *arguments]
+
+
+def test_sweep_runs_dry_and_is_continued(tmp_path, capsys):
+    arguments = dry(tmp_path, "--within", "3")
+    sweep.main([*arguments, "--limit", "0"])
+    assert "left out 3 rows: run again to go on" in capsys.readouterr().out
+    sweep.main(arguments)
+    assert card.DRY_RUN in capsys.readouterr().out
+    before = json.loads((tmp_path / "sweep.json").read_text())
+    assert len(before["rows"]) == 3 and before["left_out"] == []
+    assert all(not row["wrong"] and len(row["us"]) > 1 for row in before["rows"].values())
+    sweep.main(arguments)  # nothing is measured again
+    assert json.loads((tmp_path / "sweep.json").read_text())["rows"] == before["rows"]
+
+    (measured,) = _dispatch.load(tmp_path / "dispatch.json")
+    assert measured["card"] == card.DRY_RUN
+    entries = _dispatch.entries([measured])
+    for row, entry in zip(before["rows"].values(), entries, strict=True):
+        tile, splits, text = _C.cuda_choose_product(
+            row["operation"], *row["shape"], 4 << 20, sweep._DRY_DEVICE, entries
+        )
+        assert f"{tile} k/{splits}" == row["best"] and text.endswith("us (table)\n")
+        assert entry[:2] == (90, 132)
+
+
+def test_sweep_installs_a_card_in_the_place_of_its_like(tmp_path):
+    path = tmp_path / "dispatch.json"
+    path.write_text('{"format": 1, "cards": []}')
+    product = {
+        "operation": "gemm_s8",
+        "m": 1,
+        "n": 8,
+        "k": 16,
+        "tile": "64x64x64_w2x2",
+        "splits": 1,
+    }
+    for name, multiprocessors, us in (("a", 132, 2.0), ("b", 114, 3.0), ("a again", 132, 1.0)):
+        products = [{**product, "us": us, "float_us": 4.0}]
+        sweep.install(
+            {"card": name, "arch": 90, "multiprocessors": multiprocessors, "products": products},
+            path,
+        )
+    cards = _dispatch.load(path)
+    assert [c["card"] for c in cards] == ["b", "a again"]
+    assert [entry[-1] for entry in _dispatch.entries(cards)] == [3.0, 1.0]
+
+
+def test_kernel_benchmark_runs_dry(tmp_path, capsys):
+    gpu.main(dry(tmp_path))
+    assert card.DRY_RUN in capsys.readouterr().out
+    rows = json.loads((tmp_path / "kernels-cuda.json").read_text())["rows"]
+    assert {row["kind"] for row in rows.values()} == set(gpu.KINDS)
+    assert all(us > 0 for row in rows.values() for us in row["us"].values())
+
+
+def test_a_row_that_fails_costs_no_other(tmp_path, capsys):
+    options = types.SimpleNamespace(folder=tmp_path, limit=60.0)
+    results = card.Results("some", card.Card(dry_run=True), options)
+
+    def fail():
+        raise RuntimeError("out of memory")
+
+    results.add("bad", fail)
+    results.add("good", lambda: {"us": {}})
+    results.finish()
+    assert "failed: bad: out of memory" in capsys.readouterr().out
+    document = json.loads((tmp_path / "some.json").read_text())
+    assert document["rows"] == {"good": {"us": {}}} and document["failed"] == {
+        "bad": "out of memory"
+    }
+
+
+def test_results_of_another_card_are_not_continued(tmp_path):
+    gpu.main(dry(tmp_path, "--only", "ceiling"))
+    path = tmp_path / "kernels-cuda.json"
+    document = json.loads(path.read_text())
+    document["machine"]["card"] = "another"
+    document["rows"] = {"ceiling copy": {}}
+    path.write_text(json.dumps(document))
+    gpu.main(dry(tmp_path, "--only", "ceiling"))
+    assert json.loads(path.read_text())["rows"]["ceiling copy"]["us"]
+
+
+def test_benchmarks_of_a_card_need_one():
+    if card.torch.cuda.is_available():
+        pytest.skip("there is a card")
+    for script in (gpu, sweep):
+        with pytest.raises(SystemExit, match="torch sees no CUDA device; nothing is measured"):
+            script.main([])
+
+
+def test_convolutions():
+    conv = unet_shapes.Conv(64, 16, 8)
+    rows = [
+        convolutions.measure(kind, conv, 2, time.perf_counter, 0, 100)
+        for kind in ("direct", "chosen")
+    ]
+    assert [row["shape"] for row in rows] == ["conv3x3 48->16@8", "conv3x3 64->16@8"]
+    for row, channels in zip(rows, (48, 64), strict=True):
+        rate = 2 * 2 * 64 * 16 * channels * 9 / row["ms"] / 1e6
+        assert row["gop_per_s"] == pytest.approx(rate)
+        assert row["share"] == pytest.approx(rate / 100)
+    assert len(convolutions.CASES) == 14
+
+
+def test_overhead(monkeypatch):
+    monkeypatch.setattr(overhead, "REPETITIONS", 1)
+    quantize = _C.quantize
+    rows = {(kind, count): seconds for kind, count, seconds in overhead.measure()}
+    kinds = {kind for kind, _ in rows}
+    assert {kind.__name__ for kind in overhead.KINDS} < kinds
+    assert ("ResnetBlock2D", 1) in rows and ("Linear", 2) in rows
+    assert all(seconds > 0 for seconds in rows.values())
+    assert _C.quantize is quantize

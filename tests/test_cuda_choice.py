@@ -1,4 +1,4 @@
-"""Which tile computes a product: golden choices for cards that need not be there.
+"""Which tile computes a product: golden choices for cards that need not be there, and measured ones.
 
 The model behind the choice is from data sheets; its constants are not measured on a card yet. The
 table pins what it says, so that a change of the model shows what it changes.
@@ -7,6 +7,7 @@ table pins what it says, so that a change of the model shows what it changes.
 import pytest
 
 from tfq._ext import _C
+from tfq.ops import _dispatch
 
 WORKSPACE = 4 << 20
 # (10 * compute capability, multiprocessors, shared memory of a block and of a multiprocessor, wgmma)
@@ -18,6 +19,13 @@ DEVICES = {
     "H200, no build for 90a": (90, 132, 232448, 233472, False),
     "RTX 5090": (120, 170, 101376, 102400, False),
 }
+
+
+def choose(m, n, k, device, *, workspace=WORKSPACE, operation="gemm_s8", entries=()):
+    """(tile, parts of k, reasons)."""
+    return _C.cuda_choose_product(operation, m, n, k, workspace, device, list(entries))
+
+
 # m, n, k of layers of SDXL and SD1.5 at batch 2 and of DDPM at batch 64.
 PROBLEMS = [
     (2048, 1280, 1280),
@@ -95,12 +103,12 @@ GOLDEN = {
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_golden_choices(device):
-    chosen = [_C.cuda_choose_product(*p, WORKSPACE, DEVICES[device])[:2] for p in PROBLEMS]
+    chosen = [choose(*p, DEVICES[device])[:2] for p in PROBLEMS]
     assert [f"{tile} k/{splits}" for tile, splits in chosen] == GOLDEN[device]
 
 
 def test_reasons_are_printed():
-    text = _C.cuda_choose_product(64, 64, 256, 0, DEVICES["A100"])[2]
+    text = choose(64, 64, 256, DEVICES["A100"], workspace=0)[2]
     lines = text.splitlines()
     assert len(lines) == len(_C.cuda_tiles()) * 8
     assert lines[0].endswith("cycles (model)")
@@ -110,7 +118,7 @@ def test_reasons_are_printed():
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_every_tile_fits_every_card_that_has_its_instructions(device):
-    text = _C.cuda_choose_product(4096, 640, 640, WORKSPACE, DEVICES[device])[2]
+    text = choose(4096, 640, 640, DEVICES[device])[2]
     *_, wgmma = DEVICES[device]
     for tile in _C.cuda_tiles():
         reason = "needs compute capability 9.0 and a build for 90a"
@@ -122,7 +130,7 @@ def test_every_tile_fits_every_card_that_has_its_instructions(device):
 
 def test_a_card_with_less_shared_memory_declines_the_large_tiles():
     small = (80, 108, 65536, 65536, False)
-    text = _C.cuda_choose_product(4096, 640, 640, WORKSPACE, small)[2]
+    text = choose(4096, 640, 640, small)[2]
     assert (
         "128x160x64_w2x2 k/1: declined: needs 73728 bytes of shared memory, a block has 65536"
         in text
@@ -131,8 +139,8 @@ def test_a_card_with_less_shared_memory_declines_the_large_tiles():
 
 def test_split_k_only_where_tiles_are_few():
     for device in DEVICES.values():
-        assert _C.cuda_choose_product(32768, 1280, 1280, WORKSPACE, device)[1] == 1
-        assert _C.cuda_choose_product(128, 1280, 11520, WORKSPACE, device)[1] > 1
+        assert choose(32768, 1280, 1280, device)[1] == 1
+        assert choose(128, 1280, 11520, device)[1] > 1
 
 
 def geometry(channels=32, size=8, kernel=3, pads=1):
@@ -150,3 +158,72 @@ def test_convolution_errors_name_the_values():
         _C.cuda_conv_problem(geometry(channels=24), 0)
     with pytest.raises(ValueError, match="smaller than 32768 on a side, got 40000 x 40000"):
         _C.cuda_conv_problem((1, 40000, 40000, 16, 1, 1, 8, 1, 1, 1, 1, 0, 0, 1), 0)
+
+
+# Made up: no card was measured. A tile that the model does not take for this product.
+SYNTHETIC = {
+    "card": "synthetic", "arch": 90, "multiprocessors": 132,
+    "products": [
+        {"operation": "gemm_s8", "m": 2048, "n": 1280, "k": 1280, "tile": "64x160x128_wg1",
+         "splits": 2, "us": 8.25, "float_us": 11.5},
+        {"operation": "conv2d_s8", "m": 2048, "n": 1280, "k": 1280, "tile": "128x128x128_wg2",
+         "splits": 1, "us": 9.0, "float_us": 8.5},
+    ],
+}  # fmt: skip
+
+
+def test_measured_tile_comes_before_the_model():
+    entries = _dispatch.entries([SYNTHETIC])
+    problem, h200 = (2048, 1280, 1280), DEVICES["H200"]
+    expected = ("64x160x128_wg1", 2, "64x160x128_wg1 k/2: 8.25 us (table)\n")
+    assert choose(*problem, h200, entries=entries) == expected
+    conv = choose(*problem, h200, operation="conv2d_s8", entries=entries)
+    assert conv[0] == "128x128x128_wg2"
+    # Another shape, another card, another operation: the model, which says so.
+    modelled = choose(*problem, h200)
+    assert modelled[0] == "128x160x128_wg2"
+    smaller = (90, 114, *h200[2:])
+    for other in (
+        choose(2048, 1280, 1296, h200, entries=entries),
+        choose(*problem, smaller, entries=entries),
+        choose(*problem, DEVICES["A100"], entries=entries),
+        choose(*problem, h200, operation="other", entries=entries),
+    ):
+        assert "(table)" not in other[2] and other[2].splitlines()[0].endswith("cycles (model)")
+
+
+def test_measured_tile_that_cannot_run_leaves_the_choice_to_the_model():
+    tile, splits, text = choose(
+        2048, 1280, 1280, DEVICES["H200, no build for 90a"], entries=_dispatch.entries([SYNTHETIC])
+    )
+    assert (tile, splits) == ("128x160x64_w2x2", 1)
+    reason = "needs compute capability 9.0 and a build for 90a"
+    assert f"64x160x128_wg1 k/2: declined: {reason}; 8.25 us (table)\n" in text
+
+
+def test_errors_of_a_dispatch_table_name_the_values():
+    entry = _dispatch.entries([SYNTHETIC])[0]
+    for entries, message in (
+        ([entry[:8]], "must have 9 values, got 8"),
+        ([(*entry[:6], "1x1", 1, 1.0)], "no tile '1x1'"),
+        ([(*entry[:7], 0, 1.0)], "must be positive, got 0 and 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            _C.cuda_set_dispatch_table(entries)
+
+
+def test_shipped_table_is_native(tmp_path):
+    cards = _dispatch.load()
+    _C.cuda_set_dispatch_table(_dispatch.entries(cards))
+    assert all(product["float_us"] > 0 for card in cards for product in card["products"])
+    other = tmp_path / "dispatch.json"
+    other.write_text('{"format": 0, "cards": []}')
+    with pytest.raises(ValueError, match="format 1 is required, got 0"):
+        _dispatch.load(other)
+
+
+def test_products_that_float_does_as_fast():
+    here = {"arch": 90, "multiprocessors": 132}
+    slower = _dispatch.slower_than_float([SYNTHETIC], here)
+    assert slower == {("conv2d_s8", 2048, 1280, 1280): SYNTHETIC["products"][1]}
+    assert _dispatch.slower_than_float([SYNTHETIC], {**here, "multiprocessors": 114}) == {}

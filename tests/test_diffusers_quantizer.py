@@ -155,7 +155,7 @@ def test_save_writes_a_model_card(tmp_path):
     (tmp_path / "c").mkdir()
     assert mode == (tmp_path / "c").stat().st_mode
     with safe_open(tmp_path / "a" / "b" / WEIGHTS, "pt") as file:
-        assert file.metadata()["tfq_format_version"] == "1"
+        assert file.metadata()["tfq_format_version"] == "2"
 
 
 @pytest.mark.parametrize("where", ["weights", "card", "rename"])
@@ -200,14 +200,14 @@ def test_save_refuses(folder, tmp_path):
         unet.save_pretrained(tmp_path / "pickle", safe_serialization=False)
 
 
-@pytest.mark.parametrize("version", [2, 0, "1", None], ids=repr)
+@pytest.mark.parametrize("version", [3, 0, "1", None], ids=repr)
 def test_format_version(folder, version):
     if version is None:
         edit_config(folder, format_version=None)
         load_fails(folder, ValueError, "unknown key", "'layers'")
         return
     edit_config(folder, format_version=version)
-    load_fails(folder, ValueError, f"format version {version!r}", "reads version 1", "install")
+    load_fails(folder, ValueError, f"format version {version!r}", "reads version 1 or 2", "install")
 
 
 def test_packed_layout_version(folder):
@@ -220,7 +220,7 @@ def test_packed_layout_version(folder):
     [
         ({"layers": None, "rows": None}, "lacking: layers, rows"),
         ({"dtype": "float16"}, "dtype must be one of float32, bfloat16, got 'float16'"),
-        ({"rows": {}}, "layers, rows or temporal are not as tfq writes them: 'timesteps'"),
+        ({"rows": {}}, "layers, rows, output_correction or temporal are not as tfq writes them: 'timesteps'"),
         ({"layers": [{"name": "a", "type": "Linear", "colour": 1}]}, "colour"),
         ({"layers": [{"name": "a.b", "type": "Linear"}]}, "'a.b' as Linear, but in the UNet2DModel"),
         ({"config": {"wieghts": "int8"}}, "unknown key 'wieghts'"),
@@ -240,7 +240,7 @@ NAME = "mid_block.resnets.0.conv1.weight_"
 @pytest.mark.parametrize(
     "change, words",
     [
-        (lambda t: t.pop(NAME + "scale"), f"lack 1 of 182 tensors|e.g. {NAME}scale"),
+        (lambda t: t.pop(NAME + "scale"), f"lack 1 of 184 tensors|e.g. {NAME}scale"),
         (lambda t: t.update({NAME + "scale": t[NAME + "scale"].half()}),
          f"{NAME}scale must be torch.float32, got torch.float16"),
         (lambda t: t.update({NAME + "packed": t[NAME + "packed"].float()}),

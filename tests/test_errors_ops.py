@@ -15,6 +15,7 @@ from operands import (
 
 from tfq import ops
 from tfq._ext import _C
+from tfq.ops import _weights
 
 GEMM, CONV = (6, 5, 64), (2, 8, 4, 4, 5, 3, 1, 1, 1)
 NORM = (2, 12, 0, 3, 3, 4)
@@ -341,3 +342,42 @@ def test_native_arguments_are_checked_again():
         _C.conv2d_s8(0, (1,), 0, 0, (0,) * 17)
     with pytest.raises(ValueError, match="a required tensor has no memory"):
         _C.pack_weight(0, 1, 1, 0, 0)
+
+
+WRONG_WEIGHTS = {
+    "weight": (torch.zeros(2, 16, 16, 4, dtype=torch.int8), "packed weight for n=5"),
+    "weight_scale": (torch.ones(10)[::2], "weight_scale must be contiguous"),
+    "weight_sum": (torch.ones(6, dtype=torch.int32), "weight_sum must be contiguous"),
+    "bias": (torch.ones(4), "bias must be contiguous"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_WEIGHTS)
+def test_weights_that_change_are_checked_again(name):
+    """Another tensor, and other memory in the tensor that was checked before."""
+    operands = gemm_operands(*GEMM)
+    wrong, message = WRONG_WEIGHTS[name]
+    expected = ops.gemm_s8(**operands)
+    with pytest.raises(ValueError, match=message):
+        ops.gemm_s8(**(operands | {name: wrong}))
+    assert torch.equal(ops.gemm_s8(**operands), expected)
+    operands[name].data = wrong
+    with pytest.raises(ValueError, match=message):
+        ops.gemm_s8(**operands)
+
+
+def test_weights_that_come_to_require_grad():
+    operands = gemm_operands(*GEMM)
+    ops.gemm_s8(**operands)
+    operands["bias"].requires_grad_()
+    with pytest.raises(ValueError, match="bias requires grad"):
+        ops.gemm_s8(**operands)
+
+
+def test_checked_weights_are_forgotten_with_the_weight():
+    operands = gemm_operands(*GEMM)
+    ops.gemm_s8(**operands)
+    key = id(operands["weight"])
+    assert key in _weights._checked
+    del operands
+    assert key not in _weights._checked

@@ -70,7 +70,7 @@ def test_estimate_on_a_trained_model():
     unet, scheduler = load_model()
     unet.requires_grad_(False)
     config = TfqConfig(weights="int4", calibration_samples=1)
-    calls = record_calls(unet, None, scheduler, 12, config)
+    calls, _ = record_calls(unet, None, scheduler, 12, config)
     names = [plan.name for plan in planned(unet, config) if plan.converted]
     shortcuts = [name for name in names if name.endswith("conv_shortcut")]
     assert_estimates_the_truth(unet, calls, config, [*names[:: len(names) // 6], *shortcuts[-2:]])
@@ -111,7 +111,7 @@ def test_bias_takes_back_the_mean_error():
     unet, scheduler = load_model()
     unet.requires_grad_(False)
     config = TfqConfig(weights="int4", error_budget=1e9)  # 4 bits everywhere: large errors
-    calls = record_calls(unet, None, scheduler, 12, TfqConfig(calibration_samples=1))
+    calls, _ = record_calls(unet, None, scheduler, 12, TfqConfig(calibration_samples=1))
     converted = tfq.convert(clone(unet), config, calibration=calls)
     modules, layers = dict(unet.named_modules()), dict(converted.named_modules())
     plans = [

@@ -1,10 +1,12 @@
 """Integers of weights: the grid of each output channel, its search, and rounding to it."""
 
+import itertools
+
 import pytest
 import torch
 from tolerance import assert_same_bits
 
-from tfq.weights import QuantizedWeight, quantize_weight, round_to_grid, weight_grid
+from tfq.weights import QuantizedWeight, quantize_weight, round_kernels, round_to_grid, weight_grid
 
 SHAPES = [(5, 1), (1, 40), (9, 33), (6, 7, 3, 3), (4, 3, 1, 1)]
 
@@ -31,8 +33,33 @@ def test_8_bits(shape):
     rows, q = weight.flatten(1), quantized.q.flatten(1).int()
     assert_same_bits(quantized.scale, rows.abs().amax(1) / 127)
     assert q.abs().amax(1).tolist() == [127] * shape[0]
-    assert_same_bits(q.float(), (rows / quantized.scale[:, None]).round())
+    scaled = weight / quantized.scale.view(-1, *[1] * (len(shape) - 1))
+    expected = round_kernels(scaled) if len(shape) == 4 else scaled.round()
+    assert_same_bits(quantized.q.float(), expected)
     assert_same_bits(quantized.dequantize().flatten(1), q * quantized.scale[:, None])
+
+
+@pytest.mark.parametrize("shape", [(1, 40, 3, 3), (7, 3, 1, 3), (3, 2, 2, 2)], ids=str)
+def test_kernels_keep_their_sums(shape):
+    """Of all ways to round each element down or up, the nearest whose sum is off by at most a half."""
+    scaled = 20 * torch.randn(shape)
+    scaled[0, 0] = scaled[0, 0].floor() + 0.49  # every element is rounded the same way
+    q = round_kernels(scaled)
+    taps = scaled[0, 0].numel()
+    ways = torch.tensor(list(itertools.product((0, 1), repeat=taps)))
+    exact = scaled.flatten(2)[:, :, None]
+    error = exact.floor() + ways - exact
+    allowed = error.sum(3).abs() <= 0.5 + 1e-4
+    least = torch.where(allowed, error.square().sum(3), torch.inf).amin(2)
+    chosen = (q - scaled).flatten(2)
+    assert bool((chosen.abs() < 1).all()) and bool((chosen.sum(2).abs() <= 0.5 + 1e-4).all())
+    torch.testing.assert_close(chosen.square().sum(2), least, rtol=0, atol=1e-3)
+    assert bool((scaled.round() - scaled).flatten(2).sum(2).abs().max() > 0.5)
+
+
+def test_kernels_of_one_element_are_rounded_to_the_nearest():
+    scaled = 20 * torch.randn(5, 4, 1, 1)
+    assert_same_bits(round_kernels(scaled), scaled.round())
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

@@ -221,7 +221,18 @@ def cuda_temporal_gather_dequantize(
 ) -> None: ...
 def cuda_image_workspace(batch: int, pixels: int, channels: int, /) -> int: ...
 def cuda_tiles() -> list[str]: ...
+
+# Entries are (10 * compute capability, multiprocessors, operation, m, n, k, tile, parts of k,
+# microseconds), see csrc/cuda/dispatch_table.h.
+def cuda_set_dispatch_table(entries: list[tuple], /) -> None: ...
 def cuda_choose_product(
-    m: int, n: int, k: int, workspace: int, device: tuple, /
+    operation: str,
+    m: int,
+    n: int,
+    k: int,
+    workspace: int,
+    device: tuple,
+    entries: list[tuple],
+    /,
 ) -> tuple[str, int, str]: ...
 def cuda_conv_problem(geometry: tuple, channels2: int, /) -> tuple[int, int, int]: ...

@@ -33,10 +33,12 @@ from tfq._ext import CudaError  # noqa: E402
 from tfq._version import __version__  # noqa: E402
 from tfq.config import TfqConfig  # noqa: E402
 from tfq.environment import info  # noqa: E402
+from tfq.text_cache import reuse_text  # noqa: E402
 
 if importlib.util.find_spec("diffusers") is not None:
     from tfq.comparison import Comparison, compare
     from tfq.conversion import convert
+    from tfq.cuda_graph import graph
     from tfq.reporting import Report, report
     from tfq.saving import save
     from tfq.temporal import temporal_blocks
@@ -46,6 +48,7 @@ else:
         Report,
         compare,
         convert,
+        graph,
         report,
         save,
         temporal_blocks,
@@ -59,11 +62,13 @@ __all__ = [
     "__version__",
     "compare",
     "convert",
+    "graph",
     "info",
     "nn",
     "ops",
     "reference",
     "report",
+    "reuse_text",
     "save",
     "temporal_blocks",
 ]

@@ -12,6 +12,11 @@ def convert(*args, **kwargs):
     _raise("convert")
 
 
+def graph(*args, **kwargs):
+    """Raise ImportError."""
+    _raise("graph")
+
+
 def save(*args, **kwargs):
     """Raise ImportError."""
     _raise("save")

@@ -52,7 +52,7 @@ def _is_adapter(parent, name, child):
 
 def is_untouched(*modules):
     """Whether calling these modules does no more than their class says: no hook, no patched forward."""
-    return not any(
-        module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__
-        for module in modules
-    )
+    for module in modules:
+        if module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__:
+            return False
+    return True

@@ -18,6 +18,7 @@ from tfq import backends
 from tfq.adapters import is_untouched
 from tfq.nn import Conv2d, Linear, image_tokens, token_image
 from tfq.ops import _checks
+from tfq.text_cache import key_value
 
 # What a fused attention computes; with any other processor it runs unfused.
 PLAIN_PROCESSORS = (AttnProcessor2_0, AttnProcessor, FusedAttnProcessor2_0)
@@ -39,15 +40,22 @@ class Attention(FloatAttention):
     compute_dtype = None
     integer_backend = None
 
+    def _layers(self):
+        """to_q, to_k, to_v and the two of to_out."""
+        modules = self._modules
+        out = modules["to_out"]._modules
+        return modules["to_q"], modules["to_k"], modules["to_v"], out["0"], out["1"]
+
     def is_fused(self):
         """Whether the kernels run as one unit."""
-        layers = (self.to_q, self.to_k, self.to_v, self.to_out[0])
-        norm = () if self.group_norm is None else (self.group_norm,)
-        return (
-            type(self.processor) in PLAIN_PROCESSORS
-            and all(isinstance(layer, Linear) for layer in layers)
-            and is_untouched(*layers, self.to_out[1], *norm)
-        )
+        *projections, dropout = self._layers()
+        if type(self.processor) not in PLAIN_PROCESSORS:
+            return False
+        for layer in projections:
+            if not isinstance(layer, Linear):
+                return False
+        norm = self._modules.get("group_norm")
+        return is_untouched(*projections, dropout) and (norm is None or is_untouched(norm))
 
     def fuse_projections(self, fuse=True):
         """As diffusers' method; the projections share one quantized input as they are."""
@@ -63,37 +71,34 @@ class Attention(FloatAttention):
         the output, times `gate` ``(batch, channels)`` if there is one. Only a fused attention takes
         them.
         """
-        if cross_attention_kwargs or not self.is_fused():
+        if cross_attention_kwargs or layer_norm is None and not self.is_fused():
             return self._unfused(
                 hidden_states, encoder_hidden_states, attention_mask, cross_attention_kwargs
             )
+        to_q, _, _, to_out, _ = self._layers()
         is_image = hidden_states.dim() == 4
         tokens = image_tokens(hidden_states) if is_image else hidden_states.contiguous()
         q_input = self._quantize_input(tokens, temb, layer_norm)
+        input_dtype = tokens.dtype
+        dtype = self.compute_dtype or input_dtype
+        query = to_q.product(*q_input, out_dtype=dtype)
         if encoder_hidden_states is None:
-            kv_input = q_input
+            key, value = self._key_value(q_input, dtype)
         else:
-            kv_input = self.to_k.input.quantize(encoder_hidden_states.to(tokens.dtype).contiguous())
-
-        batch, length = kv_input[0].shape[:2]
+            key, value = key_value(
+                (self, dtype),
+                encoder_hidden_states,
+                lambda: self._text_key_value(encoder_hidden_states, input_dtype, dtype),
+            )
         if attention_mask is not None:
+            batch, length = key.shape[:2]
             attention_mask = self.prepare_attention_mask(attention_mask, length, batch)
             attention_mask = attention_mask.view(batch, self.heads, -1, attention_mask.shape[-1])
-
-        dtype = self.compute_dtype or tokens.dtype
-        query, key, value = (
-            layer.product(*source, out_dtype=dtype)
-            for layer, source in (
-                (self.to_q, q_input),
-                (self.to_k, kv_input),
-                (self.to_v, kv_input),
-            )
-        )
         mixed = self._attend(query, key, value, attention_mask)
 
         adds_residual = self.residual_connection or (layer_norm is not None and gate is None)
-        out = self.to_out[0].product(
-            *self.to_out[0].input.quantize(mixed),
+        out = to_out.product(
+            *to_out.input.quantize(mixed),
             residual=tokens if adds_residual else None,
             out_dtype=tokens.dtype,
         )
@@ -102,6 +107,14 @@ class Attention(FloatAttention):
         if is_image:
             out = token_image(out, hidden_states.shape[2:])
         return out if self.rescale_output_factor == 1 else out / self.rescale_output_factor
+
+    def _key_value(self, source, dtype):
+        _, to_k, to_v, _, _ = self._layers()
+        return to_k.product(*source, out_dtype=dtype), to_v.product(*source, out_dtype=dtype)
+
+    def _text_key_value(self, text, input_dtype, dtype):
+        source = self.to_k.input.quantize(text.to(input_dtype).contiguous())
+        return self._key_value(source, dtype)
 
     def _unfused(self, hidden_states, encoder_hidden_states, attention_mask, kwargs):
         if type(self.processor) is FusedAttnProcessor2_0:  # reads layers that nobody made
@@ -124,11 +137,12 @@ class Attention(FloatAttention):
         return mixed.transpose(1, 2).flatten(2).contiguous()
 
     def _quantize_input(self, tokens, row, layer_norm):
-        quantizer = self.to_q.input
+        modules = self._modules
+        quantizer, group_norm = modules["to_q"].input, modules.get("group_norm")
         if layer_norm is not None:
             return quantizer.layer_norm(layer_norm, tokens)
-        if self.group_norm is not None:
-            return quantizer.group_norm(self.group_norm, tokens, row, silu=False)
+        if group_norm is not None:
+            return quantizer.group_norm(group_norm, tokens, row, silu=False)
         return quantizer.quantize(tokens)
 
 
@@ -154,7 +168,8 @@ class BasicTransformerBlock(FloatBasicTransformerBlock):
             )
         if not self._fuses_feed_forward():
             return self.ff(self.norm3(hidden_states)) + hidden_states
-        project_in, project_out = self.ff.net[0].proj, self.ff.net[2]
+        geglu, _, project_out = self.ff.net._modules.values()
+        project_in = geglu.proj
         wide = project_in.product(
             *project_in.input.layer_norm(self.norm3, hidden_states), out_dtype=hidden_states.dtype
         )
@@ -177,7 +192,7 @@ class BasicTransformerBlock(FloatBasicTransformerBlock):
         return attention(norm(hidden_states), **arguments) + hidden_states
 
     def _fuses_feed_forward(self):
-        geglu, dropout, project_out = self.ff.net
+        geglu, dropout, project_out = self.ff.net._modules.values()
         return (
             isinstance(geglu.proj, Linear)
             and isinstance(project_out, Linear)

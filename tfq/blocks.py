@@ -65,33 +65,36 @@ class ResnetBlock2D(resnet.ResnetBlock2D):
 
     def _is_one_call(self, x, skip):
         """Whether the native kernels may run one after another without returning to Python."""
-        layers = [self.conv1, self.conv2]
-        sources = (x.shape[1],) if skip is None else (x.shape[1], skip.shape[1])
-        shortcut = self.conv_shortcut
+        modules = self._modules
+        layers = [modules["conv1"], modules["conv2"]]
+        shortcut = modules.get("conv_shortcut")
         if shortcut is not None:
             if not isinstance(shortcut, ShortcutConv2d) or not is_untouched(shortcut):
                 return False
-            if shortcut.sources != sources:
+            if shortcut.sources != ((x.shape[1],) if skip is None else (x.shape[1], skip.shape[1])):
                 return False
             layers.append(shortcut)
         elif skip is not None:
             return False
-        return (
-            x.is_cpu
-            and not _checks.has_cuda_kernels(x)
-            and not _checks.is_traced(x)
-            and all(layer.backend == "native" and layer.input.recorder is None for layer in layers)
-        )
+        if not x.is_cpu or _checks.has_cuda_kernels(x) or _checks.is_traced(x):
+            return False
+        for layer in layers:
+            if layer.backend != "native" or layer.input.recorder is not None:
+                return False
+        return True
 
     def _one_call(self, x, row, skip, temporal, affine):
-        def norm(module, layer, affine=None):
-            weight, bias = (module.weight, module.bias) if affine is None else affine
-            return weight, bias, module.num_groups, module.eps, layer.input.qparams(row)
+        def norm(name, layer, affine=None):
+            module = modules[name]
+            if affine is None:
+                affine = module._parameters["weight"], module._parameters["bias"]
+            return *affine, module.num_groups, module.eps, layer.input.qparams(row)
 
-        shortcut = self.conv_shortcut
+        modules = self._modules
+        conv1, conv2, shortcut = modules["conv1"], modules["conv2"], modules.get("conv_shortcut")
         return resnet_block(
-            x, norm(self.norm1, self.conv1), self.conv1.operands(),
-            norm(self.norm2, self.conv2, affine), self.conv2.operands(), x2=skip, temporal=temporal,
+            x, norm("norm1", conv1), conv1.operands(), norm("norm2", conv2, affine),
+            conv2.operands(), x2=skip, temporal=temporal,
             shortcuts=() if shortcut is None else shortcut.source_operands(),
         )  # fmt: skip
 
@@ -104,13 +107,16 @@ class ResnetBlock2D(resnet.ResnetBlock2D):
 
     def is_fused(self):
         """Whether the kernels run as one unit."""
+        modules = self._modules
+        conv1, conv2 = modules["conv1"], modules["conv2"]
         return (
-            isinstance(self.conv1, Conv2d)
-            and isinstance(self.conv2, Conv2d)
+            isinstance(conv1, Conv2d)
+            and isinstance(conv2, Conv2d)
             and is_untouched(
-                self.norm1, self.conv1, self.norm2, self.conv2, self.nonlinearity, self.dropout
+                modules["norm1"], conv1, modules["norm2"], conv2, modules["nonlinearity"],
+                modules["dropout"],
             )
-        )
+        )  # fmt: skip
 
     def _unfused(self, x, feature, skip):
         """Child by child, as diffusers; each input has the range of its image."""

@@ -11,7 +11,7 @@ import inspect
 import torch
 
 from tfq.distributed import failing_together, gather, is_mine
-from tfq.models import arguments_of, image_argument, images_of
+from tfq.models import arguments_of, image_argument, images_of, output_of
 from tfq.shapes import example_inputs
 
 DEFAULT_STEPS = 50
@@ -189,12 +189,14 @@ def run_calibration(
 
 
 def record_calls(unet, calibration, scheduler, num_inference_steps, config, progress=None):
-    """Arguments of every UNet call of a calibration run of the float model.
+    """Every call of a calibration run of the float model.
 
     Returns
     -------
-    list of dict
+    calls : list of dict
         Keyword arguments of ``unet.forward``, tensors on the device they came on.
+    outputs : list of Tensor
+        What each returned, as :func:`tfq.models.output_of` has it.
     """
     names, _ = arguments_of(unet)
     units, calls = {}, []
@@ -205,17 +207,27 @@ def record_calls(unet, calibration, scheduler, num_inference_steps, config, prog
 
     def record(module, args, kwargs):
         call = {**dict(zip(names, args, strict=False)), **kwargs}
-        calls.append({k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in call.items()})
+        call = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in call.items()}
+        calls.append([call, None])
 
-    handle = unet.register_forward_pre_hook(record, with_kwargs=True)
+    def record_output(module, args, output):
+        output = output if isinstance(output, tuple) else output.to_tuple()
+        calls[-1][1] = output_of(output).clone()
+
+    handles = [
+        unet.register_forward_pre_hook(record, with_kwargs=True),
+        unet.register_forward_hook(record_output),
+    ]
     try:
         with failing_together():
             run_calibration(
                 unet, calibration, scheduler, num_inference_steps, config, progress, begin
             )
     finally:
-        handle.remove()
-    return [call for unit in gather(units).values() for call in unit]
+        for handle in handles:
+            handle.remove()
+    recorded = [call for unit in gather(units).values() for call in unit]
+    return [call for call, _ in recorded], [output for _, output in recorded]
 
 
 def spread_images(calls, count):

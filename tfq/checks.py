@@ -6,6 +6,7 @@ from torch import nn
 
 from tfq import adapters, calibrate, models, temporal
 from tfq.config import TfqConfig
+from tfq.ops._checks import HAS_CUDA, KERNEL_DEVICES
 from tfq.temporal_modes import TABLE_MODES
 
 _TIME = ("time_proj", "time_embedding")
@@ -48,10 +49,10 @@ class CheckInputs:
             raise TypeError(
                 f"{self.model}: {self.images} must be {self.dtype} as the model, got {sample.dtype}"
             )
-        if sample.device.type != "cpu":
+        if not (sample.is_cpu or (HAS_CUDA and sample.is_cuda)):
             raise NotImplementedError(
                 f"{self.model}: {self.images} is on '{sample.device}'; this build of tfq has native "
-                f"kernels for 'cpu' only"
+                f"kernels for {KERNEL_DEVICES} only"
             )
 
 

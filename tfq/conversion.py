@@ -9,6 +9,8 @@ from tfq.config import TfqConfig
 from tfq.diffusers_quantizer import mark_converted
 from tfq.distributed import failing_together
 from tfq.lowering import Undo
+from tfq.models import images_of
+from tfq.output_correction import correct_output, fit_correction
 from tfq.plan import plan_layers
 from tfq.reconstruct import reconstruct_blocks
 from tfq.saving import Conversion
@@ -123,7 +125,7 @@ class _Calibration:
         self.steps = steps
         self.config = config
         self.progress = progress
-        self.calls = None
+        self.calls = self.outputs = None
 
     def can_run(self, model):
         """Whether there are calls to record: given ones, or the model's own sampling."""
@@ -136,7 +138,7 @@ class _Calibration:
         if self.calls is None:
             hook = model.register_forward_pre_hook(checks.CheckInputs(model), with_kwargs=True)
             try:
-                self.calls = calibrate.record_calls(
+                self.calls, self.outputs = calibrate.record_calls(
                     model, self.calibration, self.scheduler, self.steps, self.config, self.progress
                 )
             finally:
@@ -189,7 +191,9 @@ def _convert(model, config, source, kind, checkpoint, undo):
     for plan in plans:
         if plan.converted:
             plan.ranges = lowered.layers[plan.name].input.ranges
-    conversion = Conversion(config, plans, errors, embedding.values.tolist(), model.dtype)
+    corrected = _correct_output(model, source, undo)
+    timesteps = embedding.values.tolist()
+    conversion = Conversion(config, plans, errors, timesteps, model.dtype, corrected)
     mark_converted(model, conversion, undo)
     # From here nothing can fail: the float block shrinks only now, because halving cannot be undone.
     if len(embedding.values):
@@ -282,6 +286,16 @@ def _install_rows(model, lowered, config, source, kind):
             quantizer.recorder = None
     recorder.share(quantizers)
     ranges.install_ranges(embedding, quantizers, recorder, kind)
+
+
+def _correct_output(model, source, undo):
+    """The timesteps it is for: none where no float model was called, or no image comes out."""
+    if not source.calls or source.outputs[0].shape[2:] != images_of(source.calls[0]).shape[2:]:
+        return []
+    correction = fit_correction(model, source.calls, source.outputs, source.progress)
+    undo.set_child(model, "output_correction", correction)
+    undo.add(correct_output(model).remove)
+    return correction.values.tolist()
 
 
 def _make_inference_only(model, undo):

@@ -9,8 +9,9 @@ between the two, per timestep and block.
 import torch
 from torch import nn
 
-from tfq import backends
+from tfq import backends, capture
 from tfq.nn import Linear
+from tfq.ops._checks import is_traced
 from tfq.quantizer import QPARAMS_WIDTH
 
 
@@ -228,8 +229,8 @@ class SelectedFeatures(nn.Module):
     def features(self, values, index, known):
         """Features chosen at rows `index`, and the time embedding where the block ran."""
         chosen = self.chooses_block[index] | ~known[:, None]
-        traced = torch.compiler.is_compiling()
-        wanted = [True] * len(self.cache.widths) if traced else chosen.any(0).tolist()
+        on_device = is_traced(chosen) or capture.is_active()
+        wanted = [True] * len(self.cache.widths) if on_device else chosen.any(0).tolist()
         cached, _ = self.cache.features(values, index)
         if not any(wanted):
             return cached, None

@@ -1,6 +1,7 @@
 """From float to integer at every call: the inputs of the layers."""
 
 import torch
+from torch import nn
 
 from tfq import backends
 
@@ -52,7 +53,8 @@ class InputQuantizer:
 
     def group_norm(self, norm, x, row=None, x2=None, silu=True, affine=None):
         """GroupNorm `norm` of ``cat([x, x2])``, SiLU, quantize; `affine` replaces its weight and bias."""
-        weight, bias = (norm.weight, norm.bias) if affine is None else affine
+        parameters = norm._parameters
+        weight, bias = (parameters["weight"], parameters["bias"]) if affine is None else affine
         result = backends.get(self.backend).group_norm_silu_quantize(
             x, norm.num_groups, weight, bias, norm.eps, x2=x2, silu=silu, qparams=self.qparams(row),
         )  # fmt: skip
@@ -64,8 +66,9 @@ class InputQuantizer:
         Its weight and bias may be ``(batch, channels)``: the images then go one by one.
         """
         operation = backends.get(self.backend).layer_norm_quantize
-        if norm.weight is None or norm.weight.dim() == 1:
-            return operation(x, norm.weight, norm.bias, norm.eps)
+        if isinstance(norm, nn.Module):
+            parameters = norm._parameters
+            return operation(x, parameters["weight"], parameters["bias"], norm.eps)
         images = zip(x.unbind(), norm.weight.unbind(), norm.bias.unbind(), strict=True)
         q, qparams = zip(*(operation(*image, norm.eps) for image in images), strict=True)
         return torch.stack(q), None if qparams[0] is None else torch.cat(qparams)

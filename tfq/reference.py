@@ -33,6 +33,7 @@ __all__ = [
 ]
 
 GEGLU_QUAD = 4  # channels: two values and their gates
+LOG2_E = torch.tensor(1.44269504)
 SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
 
 
@@ -222,9 +223,9 @@ def attention_s8(query, key, value, heads, *, scale=None, out_dtype=None):
     v_s8, v_scale = _quantize_symmetric(v, dim=2)
     centred = q_u8.double() - zero_point.double()
     u = (centred @ k_s8.double().transpose(2, 3)).float() * k_scale.transpose(2, 3)
-    c = q_scale * torch.tensor(q.shape[3] ** -0.5 if scale is None else scale)
+    c = q_scale * torch.tensor(q.shape[3] ** -0.5 if scale is None else scale) * LOG2_E
     t = (u - u.amax(3, keepdim=True)) * c.clamp(min=SMALLEST_NORMAL)
-    p = (t.double().exp().float() * 255).round().double()
+    p = (t.double().exp2() * 255).round()
     factor = v_scale / p.sum(3, keepdim=True).float()
     out = (p @ v_s8.double()).float() * factor
     return out.transpose(1, 2).flatten(2).to(query.dtype if out_dtype is None else out_dtype)

@@ -23,10 +23,11 @@ from tfq.adapters import base_modules
 from tfq.config import QuantMethod, TfqConfig
 from tfq.features import FeatureCache, QuantizedTIB, SelectedFeatures
 from tfq.lowering import Undo
+from tfq.output_correction import empty_correction
 from tfq.plan import LayerPlan
 from tfq.temporal_modes import TABLE_MODES
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _KEYS = ("packed_layout_version", "config", "layers", "rows", "dtype", "temporal")
 _ERROR_KEYS = ("mean_error", "max_error", "chosen_tib_share")
@@ -65,6 +66,8 @@ class Conversion:
         Those of the rows, ascending; empty: the model has no table.
     dtype : torch.dtype
         Of the model: float32 or bfloat16.
+    corrected : list of float
+        Timesteps of the output correction, ascending; empty: there is none.
     """
 
     quant_method: typing.ClassVar = QuantMethod.TFQ
@@ -74,6 +77,7 @@ class Conversion:
     temporal: object
     timesteps: list
     dtype: torch.dtype
+    corrected: list = dataclasses.field(default_factory=list)
 
     def to_dict(self):
         """Plain dict, JSON-serializable."""
@@ -85,6 +89,7 @@ class Conversion:
             "config": self.config.to_dict(),
             "layers": [plan.to_dict() for plan in self.plans],
             "rows": {"timesteps": list(self.timesteps)},
+            "output_correction": {"timesteps": list(self.corrected)},
             "dtype": str(self.dtype).removeprefix("torch."),
             "temporal": {key: errors[key] for key in _ERROR_KEYS},
         }
@@ -117,13 +122,16 @@ class Conversion:
         try:
             plans = [LayerPlan.from_dict(plan) for plan in values["layers"]]
             timesteps = [float(timestep) for timestep in values["rows"]["timesteps"]]
+            corrected = values.get("output_correction", {"timesteps": []})  # since version 2
+            corrected = [float(timestep) for timestep in corrected["timesteps"]]
             errors = SavedErrors(**{key: values["temporal"][key] for key in _ERROR_KEYS})
         except (TypeError, KeyError, ValueError) as error:
             raise ValueError(
-                f"quantization_config: layers, rows or temporal are not as tfq writes them: {error}"
+                f"quantization_config: layers, rows, output_correction or temporal are not as tfq "
+                f"writes them: {error}"
             ) from error
         config = TfqConfig.from_dict(values["config"])
-        return cls(config, plans, errors, timesteps, DTYPES[values["dtype"]])
+        return cls(config, plans, errors, timesteps, DTYPES[values["dtype"]], corrected)
 
 
 def _check_version(name, version, readable):
@@ -172,6 +180,8 @@ def build_skeleton(model, conversion):
         embedding.use_source(_empty_source(embedding, conversion.config, rows))
     if rows:
         embedding.finish(conversion.config.drop_tib)
+    if conversion.corrected:
+        model.output_correction = empty_correction(model, len(conversion.corrected))
 
 
 def _empty_source(embedding, config, rows):

@@ -18,7 +18,7 @@ from diffusers.models.embeddings import TimestepEmbedding
 from diffusers.models.resnet import ResnetBlock2D, ResnetBlockCondNorm2D
 from torch import nn
 
-from tfq import backends, models
+from tfq import backends, capture, models
 from tfq.adapters import base_layer
 from tfq.ops._checks import is_traced
 
@@ -202,7 +202,7 @@ class TemporalEmbedding(nn.Module):
         """Rows ``(batch, width)`` of float32 timesteps, features in float, without ranges."""
         features, embedded = self.tib.features(values, condition)
         folded = [fold(f) for fold, f in zip(self.folds, features, strict=True)]
-        ranges = torch.zeros(values.shape[0], self.ranges_end)
+        ranges = torch.zeros(values.shape[0], self.ranges_end, device=values.device)
         ranges[:, VALUE_SLOT] = values
         tail = [embedded] if self.embedding_width else []
         return torch.cat([ranges, *folded, *tail], dim=1)
@@ -226,9 +226,11 @@ class TemporalEmbedding(nn.Module):
 
     def forward(self, key, condition=None):
         """``(batch, 4)`` timestep bytes to ``(batch, width)`` rows, float32."""
-        values = decode_timesteps(key)
+        if not torch.compiler.is_dynamo_compiling() and capture.is_active():
+            return self._captured(key, condition)
         if is_traced(key):
-            return self._traced(values, condition)
+            return self._traced(decode_timesteps(key), condition)
+        values = decode_timesteps(key)
         if len(self.values) == 0:
             return _one_by_one(self.compute_rows, values, condition)
         index, known = self._look_up(values)
@@ -236,7 +238,7 @@ class TemporalEmbedding(nn.Module):
             return backends.get("native").temporal_gather(self.table, index)
         if not all(known) or condition is not None:
             self._require_tib(values, known)
-        known = torch.tensor(known)
+        known = torch.tensor(known, device=values.device)
         if condition is not None:
             return _one_by_one(self._assemble, values, index, known, condition)
         unique, inverse = values.unique(return_inverse=True)
@@ -245,12 +247,10 @@ class TemporalEmbedding(nn.Module):
 
     def _look_up(self, values):
         """Row of the nearest timestep of the table, and whether it is the timestep itself."""
-        if self._rows is None:
-            self._rows = {value: row for row, value in enumerate(self.values.tolist())}
-        rows = [self._rows.get(value, -1) for value in values.tolist()]
+        rows = self.rows_of(values)
         known = [row >= 0 for row in rows]
         if all(known):
-            return torch.tensor(rows), known
+            return torch.tensor(rows, device=values.device), known
         return (values[:, None] - self.values[None, :]).abs().argmin(1), known
 
     def _require_tib(self, values, known):
@@ -274,7 +274,8 @@ class TemporalEmbedding(nn.Module):
             if self.source.replaces_float:
                 rows[:, VALUE_SLOT] = values
                 return rows
-        if self.tib is None or (condition is None and not is_traced(values) and bool(known.all())):
+        on_device = is_traced(values) or capture.is_active()
+        if self.tib is None or (condition is None and not on_device and bool(known.all())):
             return rows
         # Ranges of the nearest calibrated timestep; features of the timestep itself.
         computed = self.compute_rows(values, condition)
@@ -282,8 +283,24 @@ class TemporalEmbedding(nn.Module):
         computed[:, ranges] = rows[:, ranges]
         return computed if condition is not None else torch.where(known[:, None], rows, computed)
 
+    def is_table(self):
+        """Whether a known timestep's row is a row of the table and nothing else."""
+        return self.source is None and len(self.values) > 0
+
+    def rows_of(self, values):
+        """Row of each float32 timestep, a list; -1 where there is none."""
+        if self._rows is None:
+            self._rows = {value: row for row, value in enumerate(self.values.tolist())}
+        return [self._rows.get(value, -1) for value in values.tolist()]
+
+    def _captured(self, key, condition):
+        index = capture.index()
+        if index is None:
+            return self._traced(decode_timesteps(key), condition)
+        return backends.get("native").temporal_gather(self.table, index)
+
     def _traced(self, values, condition):
-        """Rows for a compiler: one graph for all timesteps, none of them read on the host."""
+        """Rows for a compiler or a CUDA graph: one graph for all timesteps, none of them read on the host."""
         if len(self.values) == 0:
             return self.compute_rows(values, condition)
         if self.tib is None and condition is not None:

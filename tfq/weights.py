@@ -12,6 +12,8 @@ _MAX_INT4 = 15
 _SHRINK_STEPS = 80
 _ERROR_POWER = 2.4
 _CHUNK_ELEMENTS = 1 << 16
+# Of a sum of rounding errors in float32.
+_SUM_TOLERANCE = 1e-4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,14 +106,55 @@ def _search_int4(rows):
 
 
 def round_to_grid(weight, scale, zero_point):
-    """Nearest :class:`QuantizedWeight` on a given grid (see :func:`weight_grid`)."""
-    scaled = (weight.detach().float() / per_channel(scale, weight)).round_()
+    """:class:`QuantizedWeight` on a given grid (see :func:`weight_grid`).
+
+    To the nearest integer, but 8-bit convolution kernels ``(n, c, height, width)`` keep their sums: see
+    :func:`round_kernels`.
+    """
+    scaled = weight.detach().float() / per_channel(scale, weight)
     if zero_point is None:
-        return QuantizedWeight(scaled.clamp_(-_MAX_INT8, _MAX_INT8).to(torch.int8), scale)
-    q = scaled.add_(per_channel(zero_point, weight)).clamp_(0, _MAX_INT4)
+        q = round_kernels(scaled) if scaled.dim() == 4 else scaled.round_()
+        return QuantizedWeight(q.clamp_(-_MAX_INT8, _MAX_INT8).to(torch.int8), scale)
+    q = scaled.round_().add_(per_channel(zero_point, weight)).clamp_(0, _MAX_INT4)
     return QuantizedWeight(q.to(torch.uint8), scale, zero_point.to(torch.uint8))
 
 
+def round_kernels(scaled):
+    """Round so that the sum of each kernel ``[n, c]`` is off by at most a half.
+
+    Neighbouring pixels are alike, so what a rounded kernel is off by in all counts for more than where;
+    nearest rounding leaves three times as much. Where the sum is off by more than a half, the elements
+    that were closest to the other integer go there (as SQuant, Guo et al., ICLR 2022, section 3.3).
+
+    Parameters
+    ----------
+    scaled : Tensor
+        float32 ``(n, c, height, width)`` in units of the grid.
+
+    Returns
+    -------
+    Tensor
+        Integers as float32, each less than 1 from its element.
+    """
+    rounded = scaled.round()
+    if scaled[0, 0].numel() == 1:
+        return rounded
+    step = max(1, _CHUNK_ELEMENTS // scaled[0].numel())
+    for q, exact in zip(rounded.split(step), scaled.split(step), strict=True):
+        error = (q - exact).flatten(2)
+        moves = torch.zeros_like(error)
+        while True:
+            total = error.sum(2, keepdim=True)
+            direction = total.sign() * (total.abs() > 0.5 + _SUM_TOLERANCE)
+            if not direction.any():
+                break
+            farthest = (error * direction).argmax(2, keepdim=True)
+            moves.scatter_add_(2, farthest, -direction)
+            error.scatter_add_(2, farthest, -direction)
+        q += moves.view_as(q)
+    return rounded
+
+
 def quantize_weight(weight, bits=8):
-    """Round a float weight ``(n, ...)`` to the nearest point of its grid; see :func:`weight_grid`."""
+    """Round a float weight ``(n, ...)`` on its grid; see :func:`weight_grid`, :func:`round_to_grid`."""
     return round_to_grid(weight, *weight_grid(weight, bits))

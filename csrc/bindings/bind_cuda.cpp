@@ -101,15 +101,40 @@ void temporal_gather_dequantize(Address table, int64_t table_rows, int64_t width
                                    launch_of(launch));
 }
 
-// The choice for a product, from facts about a device that need not be there: (tile name, splits,
-// one line a candidate).
-py::tuple choose_product(int64_t m, int64_t n, int64_t k, int64_t workspace,
-                         const py::tuple& device) {
+int tile_named(const std::string& name) {
+  for (int tile = 0; tile < cuda::kTileCount; ++tile)
+    if (name == cuda::kTiles[tile].name) return tile;
+  throw std::invalid_argument("dispatch table: no tile '" + name + "'; cuda_tiles() lists them");
+}
+
+// Entries (arch, multiprocessors, operation, m, n, k, tile name, splits, microseconds).
+cuda::DispatchTable table_of(const py::list& entries) {
+  cuda::DispatchTable table;
+  for (const py::handle& entry : entries) {
+    const py::tuple e = entry.cast<py::tuple>();
+    TFQ_CHECK(e.size() == 9, "dispatch table: an entry must have 9 values, got ", e.size());
+    const cuda::MeasuredTile best{tile_named(e[6].cast<std::string>()), e[7].cast<int>(),
+                                  e[8].cast<double>()};
+    TFQ_CHECK(best.splits > 0 && best.microseconds > 0,
+              "dispatch table: splits and microseconds must be positive, got ", best.splits,
+              " and ", best.microseconds);
+    table[{e[0].cast<int>(), e[1].cast<int>(), e[2].cast<std::string>(), e[3].cast<int64_t>(),
+           e[4].cast<int64_t>(), e[5].cast<int64_t>()}] = best;
+  }
+  return table;
+}
+
+void set_dispatch_table(const py::list& entries) { cuda::dispatch_table() = table_of(entries); }
+
+// The choice for a product, from facts about a device that need not be there and the entries of a
+// dispatch table: (tile name, splits, one line a candidate).
+py::tuple choose_product(const std::string& operation, int64_t m, int64_t n, int64_t k,
+                         int64_t workspace, const py::tuple& device, const py::list& entries) {
   TFQ_CHECK(device.size() == 5, "device must have 5 entries, got ", device.size());
   const cuda::DeviceFacts facts{device[0].cast<int>(), device[1].cast<int>(), device[2].cast<int>(),
                                 device[3].cast<int>(), device[4].cast<bool>()};
   const cuda::ProductChoice choice =
-      cuda::choose_product("choose_product", {m, n, k, workspace}, facts);
+      cuda::choose_product(operation.c_str(), {m, n, k, workspace}, facts, table_of(entries));
   return py::make_tuple(cuda::kTiles[choice.tile].name, choice.splits, cuda::describe(choice));
 }
 
@@ -157,6 +182,7 @@ void bind_cuda(py::module_& module) {
   module.def("cuda_temporal_gather_dequantize", temporal_gather_dequantize);
   module.def("cuda_image_workspace", cuda::image_workspace);
   module.def("cuda_tiles", tiles);
+  module.def("cuda_set_dispatch_table", set_dispatch_table);
   module.def("cuda_choose_product", choose_product);
   module.def("cuda_conv_problem", conv_problem);
 }

@@ -18,8 +18,12 @@ inline void with_elements(const void* x, DType dtype, const F& f) {
   }
 }
 
+inline int64_t element_bytes(DType dtype) {
+  return dtype == DType::kFloat32 ? 4 : dtype == DType::kUInt8 ? 1 : 2;
+}
+
 inline const void* element_at(const void* x, DType dtype, int64_t index) {
-  return static_cast<const char*>(x) + index * (dtype == DType::kFloat32 ? 4 : 2);
+  return static_cast<const char*>(x) + index * element_bytes(dtype);
 }
 
 }  // namespace

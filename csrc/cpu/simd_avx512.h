@@ -37,12 +37,12 @@ inline __m512 u8_to_f32x16(__m128i x_u8x16) {
 // from the other levels.
 inline __m256i f32x16_to_bf16(__m512 x_f32x16) {
   const __m512i bits = _mm512_castps_si512(x_f32x16);
-  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-  const __m512i rounded = _mm512_srli_epi32(
-      _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
-  const __m512i quiet = _mm512_or_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(0x40));
+  const __mmask16 is_odd = _mm512_test_epi32_mask(bits, _mm512_set1_epi32(1 << 16));
   const __mmask16 is_nan = _mm512_cmp_ps_mask(x_f32x16, x_f32x16, _CMP_UNORD_Q);
-  return _mm512_cvtepi32_epi16(_mm512_mask_mov_epi32(rounded, is_nan, quiet));
+  __m512i y = _mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff));
+  y = _mm512_mask_add_epi32(y, is_odd, y, _mm512_set1_epi32(1));
+  y = _mm512_mask_or_epi32(y, is_nan, bits, _mm512_set1_epi32(1 << 22));  // quiet
+  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(y, 16));
 }
 
 // 16 floats from a float32 or bfloat16 array; lanes outside `mask` are 0.

@@ -62,6 +62,16 @@ struct VectorAvx2 {
   static Float fma(Float a, Float b, Float c) { return _mm256_fmadd_ps(a, b, c); }
   static Float min(Float a, Float b) { return _mm256_min_ps(a, b); }
   static Float max(Float a, Float b) { return _mm256_max_ps(a, b); }
+  static float min_lane(Float x) {
+    __m128 y = _mm_min_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    y = _mm_min_ps(y, _mm_movehl_ps(y, y));
+    return _mm_cvtss_f32(_mm_min_ss(y, _mm_movehdup_ps(y)));
+  }
+  static float max_lane(Float x) {
+    __m128 y = _mm_max_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
+    y = _mm_max_ps(y, _mm_movehl_ps(y, y));
+    return _mm_cvtss_f32(_mm_max_ss(y, _mm_movehdup_ps(y)));
+  }
   static Float minus_abs(Float x) { return _mm256_or_ps(x, _mm256_set1_ps(-0.0f)); }
   static Float select_negative(Float sign, Float a, Float b) {
     return _mm256_blendv_ps(b, a, sign);
@@ -79,6 +89,13 @@ struct VectorAvx2 {
     const __m256i low = _mm256_permutevar8x32_epi32(bytes, order);
     _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm256_castsi256_si128(low));
   }
+  static void store_rounded(const Float (&x)[4], uint8_t* out) {
+    __m256i q[4];
+    for (int i = 0; i < 4; ++i) q[i] = _mm256_cvtps_epi32(x[i]);
+    const __m256i bytes =
+        pack_u8x32(_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3]));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), bytes);
+  }
   static int64_t sum(const uint8_t* x, int64_t n) {
     __m128i sums_i64x2 = _mm_setzero_si128();
     for (int64_t i = 0; i < n; i += 16) {
@@ -86,6 +103,13 @@ struct VectorAvx2 {
       sums_i64x2 = _mm_add_epi64(sums_i64x2, _mm_sad_epu8(bytes, _mm_setzero_si128()));
     }
     return _mm_cvtsi128_si64(sums_i64x2) + _mm_extract_epi64(sums_i64x2, 1);
+  }
+
+  // Four vectors of int32 that _mm256_packs_epi32 packed in pairs, in their order as bytes: undoes
+  // the packs' 128-bit halves.
+  static __m256i pack_u8x32(__m256i low_i16x16, __m256i high_i16x16) {
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    return _mm256_permutevar8x32_epi32(_mm256_packus_epi16(low_i16x16, high_i16x16), order);
   }
 
   // Without a clamp at -z, as in vector_avx512.h.
@@ -101,11 +125,7 @@ struct VectorAvx2 {
     const __m256i z_i16x16 = _mm256_packs_epi32(z_i32x8, z_i32x8);
     const __m256i low_i16x16 = _mm256_adds_epi16(_mm256_packs_epi32(q[0], q[1]), z_i16x16);
     const __m256i high_i16x16 = _mm256_adds_epi16(_mm256_packs_epi32(q[2], q[3]), z_i16x16);
-    // Undoes the packs' 128-bit halves.
-    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-    const __m256i bytes =
-        _mm256_permutevar8x32_epi32(_mm256_packus_epi16(low_i16x16, high_i16x16), order);
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), bytes);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), pack_u8x32(low_i16x16, high_i16x16));
   }
   static void quantize_first(Float x, Float r, Float z, uint8_t* out, int64_t count) {
     const __m128i bytes = quantize_u8x8(x, r, z);

@@ -9,9 +9,12 @@
 //                                             the other lanes load as 0
 //   keep_first(x, count)                      the other lanes become 0
 //   min(a, b), max(a, b)                      b when either is NaN
+//   min_lane(x), max_lane(x)                  of all lanes, none of them NaN
 //   select_negative(sign, a, b)               a where the sign bit of `sign` is set, else b
 //   times_power_of_two(x, n)                  adds n's low 9 bits to the exponent of x
-//   store_rounded                             16 floats as uint8: rne, clamped, NaN becomes 0
+//   store_rounded                             16 floats, or kUnroll vectors, as uint8: rne,
+//   clamped,
+//                                             NaN becomes 0
 //   sum(x, n)                                 of uint8, n a multiple of 16
 //   quantize                                  quantize_value of common/quant.h on four vectors
 #pragma once
@@ -69,6 +72,8 @@ struct VectorAvx512 {
   static Float fma(Float a, Float b, Float c) { return _mm512_fmadd_ps(a, b, c); }
   static Float min(Float a, Float b) { return _mm512_min_ps(a, b); }
   static Float max(Float a, Float b) { return _mm512_max_ps(a, b); }
+  static float min_lane(Float x) { return _mm512_reduce_min_ps(x); }
+  static float max_lane(Float x) { return _mm512_reduce_max_ps(x); }
   static Float minus_abs(Float x) { return _mm512_or_ps(x, _mm512_set1_ps(-0.0f)); }
   static Float select_negative(Float sign, Float a, Float b) {
     return _mm512_mask_mov_ps(b, _mm512_movepi32_mask(_mm512_castps_si512(sign)), a);
@@ -83,14 +88,27 @@ struct VectorAvx512 {
     const __m512i q = _mm512_max_epi32(_mm512_cvtps_epi32(x[0]), _mm512_setzero_si512());
     _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm512_cvtusepi32_epi8(q));
   }
+  static void store_rounded(const Float (&x)[4], uint8_t* out) {
+    __m512i q[4];
+    for (int i = 0; i < 4; ++i) q[i] = _mm512_cvtps_epi32(x[i]);
+    _mm512_storeu_si512(out,
+                        pack_u8x64(_mm512_packs_epi32(q[0], q[1]), _mm512_packs_epi32(q[2], q[3])));
+  }
   static int64_t sum(const uint8_t* x, int64_t n) {
     __m512i sums_i64x8 = _mm512_setzero_si512();
-    for (int64_t i = 0; i < n; i += 16) {
-      const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(x + i));
-      const __m128i pair = _mm_sad_epu8(bytes, _mm_setzero_si128());
-      sums_i64x8 = _mm512_add_epi64(sums_i64x8, _mm512_zextsi128_si512(pair));
+    for (int64_t i = 0; i < n; i += 64) {
+      const __mmask64 mask = n - i >= 64 ? ~__mmask64{0} : (__mmask64{1} << (n - i)) - 1;
+      const __m512i bytes = _mm512_maskz_loadu_epi8(mask, x + i);
+      sums_i64x8 = _mm512_add_epi64(sums_i64x8, _mm512_sad_epu8(bytes, _mm512_setzero_si512()));
     }
     return _mm512_reduce_add_epi64(sums_i64x8);
+  }
+
+  // Four vectors of int32 that _mm512_packs_epi32 packed in pairs, in their order as bytes: undoes
+  // the packs' 128-bit quarters.
+  static __m512i pack_u8x64(__m512i low_i16x32, __m512i high_i16x32) {
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    return _mm512_permutexvar_epi32(order, _mm512_packus_epi16(low_i16x32, high_i16x32));
   }
 
   // Values below -z need no clamp: the packs saturate (a conversion out of range gives the smallest
@@ -106,11 +124,7 @@ struct VectorAvx512 {
     const __m512i z_i16x32 = _mm512_packs_epi32(z_i32x16, z_i32x16);
     const __m512i low_i16x32 = _mm512_adds_epi16(_mm512_packs_epi32(q[0], q[1]), z_i16x32);
     const __m512i high_i16x32 = _mm512_adds_epi16(_mm512_packs_epi32(q[2], q[3]), z_i16x32);
-    // Undoes the packs' 128-bit quarters.
-    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    const __m512i bytes =
-        _mm512_permutexvar_epi32(order, _mm512_packus_epi16(low_i16x32, high_i16x32));
-    _mm512_storeu_si512(out, bytes);
+    _mm512_storeu_si512(out, pack_u8x64(low_i16x32, high_i16x32));
   }
   static void quantize_first(Float x, Float r, Float z, uint8_t* out, int64_t count) {
     _mm_mask_storeu_epi8(out, lane_mask(count), quantize_u8x16(x, r, z));

@@ -41,6 +41,8 @@ struct VectorScalar {
   static Float fma(Float a, Float b, Float c) { return std::fma(a, b, c); }
   static Float min(Float a, Float b) { return a < b ? a : b; }
   static Float max(Float a, Float b) { return a > b ? a : b; }
+  static float min_lane(Float x) { return x; }
+  static float max_lane(Float x) { return x; }
   static Float minus_abs(Float x) { return -std::fabs(x); }
   static Float select_negative(Float sign, Float a, Float b) { return std::signbit(sign) ? a : b; }
 

@@ -40,7 +40,7 @@ void conv2d_s8(const ConvArgs& args, const uint8_t* x2, int64_t channels2,
   check_aligned("conv2d_s8", "x2", x2);
   const DeviceFacts device = device_facts(launch.device);
   const ProductChoice choice =
-      choose_product("conv2d_s8", problem, device, options.tile, options.splits);
+      choose_product("conv2d_s8", problem, device, dispatch_table(), options.tile, options.splits);
   const Tile& tile = kTiles[choice.tile];
   const auto narrow = [](int64_t value) { return static_cast<int32_t>(value); };
   ConvLaunch conv{};

@@ -94,20 +94,41 @@ std::string why_not(const ProductProblem& p, const Tile& tile, const DeviceFacts
   return "";
 }
 
+// What the table has, or a candidate of 0 splits.
+Candidate measured(const char* operation, const ProductProblem& p, const DeviceFacts& device,
+                   const DispatchTable& table) {
+  const auto entry = table.find({device.arch, device.multiprocessors, operation, p.m, p.n, p.k});
+  if (entry == table.end()) return {};
+  const MeasuredTile& found = entry->second;
+  return {found.tile, found.splits, 0.0, found.microseconds,
+          why_not(p, kTiles[found.tile], device, found.splits, true)};
+}
+
 }  // namespace
+
+DispatchTable& dispatch_table() {
+  static DispatchTable table;
+  return table;
+}
 
 int64_t split_workspace(const ProductProblem& p, const Tile& tile, int splits) {
   return splits == 1 ? 0 : tiles_of(p, tile) * (int64_t{tile.block_m} * tile.block_n + 1);
 }
 
 ProductChoice choose_product(const char* operation, const ProductProblem& problem,
-                             const DeviceFacts& device, int forced_tile, int forced_splits) {
+                             const DeviceFacts& device, const DispatchTable& table, int forced_tile,
+                             int forced_splits) {
   ProductChoice choice{-1, 0, {}};
+  if (forced_tile < 0 && forced_splits == 0) {
+    const Candidate best = measured(operation, problem, device, table);
+    if (best.splits > 0) choice.candidates.push_back(best);
+    if (best.splits > 0 && best.declined.empty()) return {best.tile, best.splits, {best}};
+  }
   for (int tile = 0; tile < kTileCount; ++tile) {
     if (forced_tile >= 0 && tile != forced_tile) continue;
     for (const int splits : kSplits) {
       if (forced_splits > 0 && splits != forced_splits) continue;
-      Candidate candidate{tile, splits, 0.0,
+      Candidate candidate{tile, splits, 0.0, 0.0,
                           why_not(problem, kTiles[tile], device, splits, forced_splits > 0)};
       if (candidate.declined.empty())
         candidate.cycles = modelled_cycles(problem, kTiles[tile], device, splits);
@@ -137,11 +158,15 @@ std::string declined_by_all_tiles() {
 
 std::string describe(const ProductChoice& choice) {
   std::string text;
-  for (const Candidate& c : choice.candidates)
-    text += c.declined.empty()
-                ? message(kTiles[c.tile].name, " k/", c.splits, ": ",
-                          static_cast<int64_t>(c.cycles), " cycles (model)\n")
-                : message(kTiles[c.tile].name, " k/", c.splits, ": declined: ", c.declined, "\n");
+  for (const Candidate& c : choice.candidates) {
+    text += message(kTiles[c.tile].name, " k/", c.splits, ": ");
+    if (!c.declined.empty()) text += "declined: " + c.declined;
+    if (c.microseconds > 0)
+      text += message(c.declined.empty() ? "" : "; ", c.microseconds, " us (table)");
+    else if (c.declined.empty())
+      text += message(static_cast<int64_t>(c.cycles), " cycles (model)");
+    text += "\n";
+  }
   return text;
 }
 

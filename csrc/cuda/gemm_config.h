@@ -1,11 +1,12 @@
 // Which tile computes an integer product, and in how many parts of k: a pure function of the
-// problem and of facts about the device, built everywhere.
+// problem, of facts about the device and of what was measured, built everywhere.
 #pragma once
 
 #include <string>
 #include <vector>
 
 #include "cuda/device.h"
+#include "cuda/dispatch_table.h"
 #include "cuda/tile.h"
 
 namespace tfq::cuda {
@@ -19,7 +20,8 @@ struct ProductProblem {
 struct Candidate {
   int tile;              // index into kTiles
   int splits;            // parts of k
-  double cycles;         // modelled time, of one multiprocessor
+  double cycles;         // modelled time, of one multiprocessor; 0 if measured
+  double microseconds;   // measured time, of the table; 0 if modelled
   std::string declined;  // why it cannot run; empty if it can
 };
 
@@ -28,10 +30,12 @@ struct ProductChoice {
   std::vector<Candidate> candidates;  // all that were compared
 };
 
-// The candidate of least modelled time. Throws std::invalid_argument, with the reason of each tile,
-// if none can run. tile >= 0 and splits > 0 restrict the choice.
+// What the table has for exactly this product on such a card, else (or if that cannot run) the
+// candidate of least modelled time. Throws std::invalid_argument, with the reason of each tile, if
+// none can run. tile >= 0 and splits > 0 restrict the choice, and leave the table out of it.
 ProductChoice choose_product(const char* operation, const ProductProblem& problem,
-                             const DeviceFacts& device, int tile = -1, int splits = 0);
+                             const DeviceFacts& device, const DispatchTable& table, int tile = -1,
+                             int splits = 0);
 
 // int32 values of workspace a candidate needs.
 int64_t split_workspace(const ProductProblem& problem, const Tile& tile, int splits);

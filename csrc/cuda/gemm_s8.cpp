@@ -12,7 +12,7 @@ void gemm_s8(const GemmArgs& args, const ProductOptions& options, const Launch& 
   const ProductProblem problem{args.m, args.n, args.k, options.workspace_size};
   const DeviceFacts device = device_facts(launch.device);
   const ProductChoice choice =
-      choose_product("gemm_s8", problem, device, options.tile, options.splits);
+      choose_product("gemm_s8", problem, device, dispatch_table(), options.tile, options.splits);
   const Tile& tile = kTiles[choice.tile];
   GemmLaunch product =
       product_launch(args.epilogue, options, problem, static_cast<const int8_t*>(args.weight.data),

@@ -18,7 +18,7 @@ from tolerance import assert_quantized_close, assert_same_bits
 
 from tfq import ops, reference
 from tfq._ext import _C
-from tfq.ops import _cuda
+from tfq.ops import _cuda, _dispatch
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 SHAPES = [
@@ -54,17 +54,23 @@ def test_gemm(shape):
 
 @pytest.mark.parametrize("splits", [1, 3])
 @pytest.mark.parametrize("tile", _C.cuda_tiles())
-def test_every_tile(tile, splits, monkeypatch):
+def test_every_tile(tile, splits):
     if "_wg" in tile and torch.cuda.get_device_capability() != (9, 0):
         pytest.skip("the card has no wgmma")
-    monkeypatch.setattr(_cuda, "NO_CHOICE", (_C.cuda_tiles().index(tile), splits))
-    for shape in [*SHAPES[1:4], (3000, 1928, 1040)]:
-        if shape[2] < 128 * splits:
-            continue
-        operands = gemm_operands(*shape)
-        expected, on_card = reference.gemm_s8(**operands), to_card(operands)
-        for _ in range(3):
-            assert_same_bits(ops.gemm_s8(**on_card).cpu(), expected, f"{tile} {shape}")
+    shapes = [*SHAPES[1:4], (3000, 1928, 1040)]
+    products = [
+        {"operation": "gemm_s8", **dict(zip("mnk", shape, strict=True)), "tile": tile,
+         "splits": splits, "us": 1.0}
+        for shape in shapes
+    ]  # fmt: skip
+    with _dispatch.installed([{**_dispatch.card_of("cuda"), "products": products}]):
+        for shape in shapes:
+            if shape[2] < 128 * splits:
+                continue
+            operands = gemm_operands(*shape)
+            expected, on_card = reference.gemm_s8(**operands), to_card(operands)
+            for _ in range(3):
+                assert_same_bits(ops.gemm_s8(**on_card).cpu(), expected, f"{tile} {shape}")
 
 
 @pytest.mark.parametrize("out_dtype", [*FLOATS, torch.uint8], ids=str)

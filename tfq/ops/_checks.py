@@ -109,35 +109,37 @@ def refuse_grad(operation, name, tensor):
 
 def require_contiguous(operation, name, tensor):
     """Raise unless rows of the last dimension follow each other in memory."""
-    _require_format(operation, name, tensor, torch.contiguous_format, "contiguous")
+    if not tensor.is_contiguous():
+        _refuse_format(operation, name, tensor, "contiguous")
 
 
 def require_dense(operation, name, tensor):
     """Raise unless an image (4-D) is channels_last, or anything else contiguous."""
     if tensor.dim() == 4:
-        _require_format(operation, name, tensor, torch.channels_last, "torch.channels_last")
-    else:
-        require_contiguous(operation, name, tensor)
+        if not tensor.is_contiguous(memory_format=torch.channels_last):
+            _refuse_format(operation, name, tensor, "torch.channels_last")
+    elif not tensor.is_contiguous():
+        _refuse_format(operation, name, tensor, "contiguous")
 
 
-def _require_format(operation, name, tensor, memory_format, layout):
-    if not tensor.is_contiguous(memory_format=memory_format):
-        raise ValueError(
-            f"{operation}: {name} must be {layout} in memory, got shape {tuple(tensor.shape)} with "
-            f"strides {tensor.stride()}"
-        )
+def _refuse_format(operation, name, tensor, layout):
+    raise ValueError(
+        f"{operation}: {name} must be {layout} in memory, got shape {tuple(tensor.shape)} with "
+        f"strides {tensor.stride()}"
+    )
 
 
 def native_qparams(operation, name, qparams, rows):
     """The native form of `qparams` and the rows of the operand per group."""
     require(operation, name, qparams, (torch.float32,), 2)
-    groups = qparams.shape[0]
-    if qparams.shape[1] != 3 or qparams.stride(1) != 1 or groups == 0 or rows % groups:
+    groups, width = qparams.shape
+    stride, step = qparams.stride()
+    if width != 3 or step != 1 or groups == 0 or rows % groups:
         raise ValueError(
             f"{operation}: {name} must be (groups, 3) with groups dividing {rows} rows, got shape "
             f"{tuple(qparams.shape)} with strides {qparams.stride()}"
         )
-    return (qparams.data_ptr(), qparams.stride(0)), max(1, rows // groups)
+    return (qparams.data_ptr(), stride), max(1, rows // groups)
 
 
 def dynamic_or_static(operation, qparams, groups, rows, device):
@@ -198,7 +200,7 @@ def native_weight(operation, weight, zero_point, n, k, taps=0):
 
 def vector(operation, name, tensor, dtype, n):
     require(operation, name, tensor, (dtype,), 1)
-    if tensor.shape[0] != n or tensor.stride(0) != 1:
+    if tensor.numel() != n or not tensor.is_contiguous():
         raise ValueError(
             f"{operation}: {name} must be contiguous ({n},), got {tuple(tensor.shape)}"
         )

@@ -10,13 +10,15 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from tfq import reference
 from tfq._ext import _C
 from tfq.geometry import PANEL_COLUMNS, QUAD
+from tfq.ops import _dispatch
 
 WORKSPACE_VALUES = 4 << 20  # int32: split-K sums of as many tiles as a card has multiprocessors
 CHANNEL_GROUP = 32
-NO_CHOICE = (-1, 0)  # tile and parts of k: the library chooses
+CHOSEN = (-1, 0)  # tile and parts of k: by the library
 
 _weights = WeakTensorKeyDictionary()  # packed weight -> (versions, device weight)
 _tap_sums = WeakTensorKeyDictionary()  # packed weight -> ((versions, taps), tap sums)
+_C.cuda_set_dispatch_table(_dispatch.entries(_dispatch.load()))
 _workspaces = {}  # (device index, stream) -> int32 zeros, for split-K
 
 
@@ -148,7 +150,7 @@ class Kernels:
 
     def _options(self, tap_sums=0):
         workspace = _workspace(self.where, self.device)
-        return (workspace.data_ptr(), workspace.numel(), *NO_CHOICE, tap_sums)
+        return (workspace.data_ptr(), workspace.numel(), *CHOSEN, tap_sums)
 
     def _scratch(self, batch, pixels, channels):
         """From torch's allocator, which is bound to the stream and allowed in a captured graph."""

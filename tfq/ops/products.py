@@ -5,6 +5,7 @@ import torch
 from tfq.geometry import conv_output_size, normalize_padding
 from tfq.ops._checks import (
     DTYPE_CODES,
+    FLOAT_DTYPES,
     NO_QPARAMS,
     address,
     float_dtypes,
@@ -12,22 +13,24 @@ from tfq.ops._checks import (
     is_traced,
     native,
     native_qparams,
-    native_weight,
     require,
     require_contiguous,
     require_dense,
-    vector,
 )
+from tfq.ops._weights import weight_operands
 from tfq.reference import GEGLU_QUAD
 
 ACTIVATION_CODES = {None: 0, "silu": 1, "geglu": 2}
 
 
 def _epilogue(
-    operation, rows, n, outputs, *, qparams, weight_scale, weight_sum, bias, temporal,
-    temporal_rows, residual, activation, out_qparams,
+    operation, rows, n, outputs, vectors, qparams, temporal, temporal_rows, residual, activation,
+    out_qparams,
 ):  # fmt: skip
-    """The native form of struct Epilogue (csrc/common/api.h); checks what the kernels rely on."""
+    """The native form of struct Epilogue (csrc/common/api.h); checks what the kernels rely on.
+
+    `vectors` are the addresses of weight_scale, weight_sum and bias.
+    """
     out, quantized = outputs
     table, rows_per_group = native_qparams(operation, "qparams", qparams, rows)
     requant = NO_QPARAMS
@@ -44,9 +47,7 @@ def _epilogue(
     return (
         table,
         rows_per_group,
-        vector(operation, "weight_scale", weight_scale, torch.float32, n),
-        vector(operation, "weight_sum", weight_sum, torch.int32, n),
-        0 if bias is None else vector(operation, "bias", bias, torch.float32, n),
+        *vectors,
         *_native_temporal(operation, rows, n, temporal, temporal_rows),
         address(residual),
         0 if residual is None else DTYPE_CODES[residual.dtype],
@@ -88,9 +89,11 @@ def _native_temporal(operation, rows, n, temporal, temporal_rows):
 
 def _make_outputs(operation, x, shape, axis, activation, residual, out_dtype, return_quantized):
     """(output, second output or None) of `shape`, whose channels are dimension `axis`."""
-    _check_activation(operation, x, shape[axis], activation, residual)
-    allowed = (*float_dtypes(x), torch.uint8)
-    if out_dtype not in allowed:
+    if activation is not None:
+        _check_activation(operation, x, shape[axis], activation, residual)
+    if out_dtype not in FLOAT_DTYPES and out_dtype not in (
+        allowed := (*float_dtypes(x), torch.uint8)
+    ):
         names = " or ".join(map(str, allowed)).replace(" or ", ", ", len(allowed) - 2)
         here = "" if out_dtype is not torch.float16 else f" on '{x.device}'; 'cuda' has it"
         raise TypeError(f"{operation}: out_dtype must be {names}, got {out_dtype}{here}")
@@ -196,16 +199,20 @@ def gemm_s8(
         "gemm_s8", x, (*x.shape[:-1], n), x.dim() - 1, activation, residual, out_dtype,
         return_quantized,
     )  # fmt: skip
-    weight_addresses = native_weight("gemm_s8", weight, weight_zero_point, n, k)
+    packed, zero_points, *vectors = weight_operands(
+        "gemm_s8", n, k, weight, weight_scale, weight_sum, weight_zero_point, bias
+    )
     rows = x.numel() // k if k else 0
-    operands = {
-        "qparams": qparams, "weight_scale": weight_scale, "weight_sum": weight_sum, "bias": bias,
-        "temporal": temporal, "temporal_rows": temporal_rows, "residual": residual,
-        "out_qparams": out_qparams,
-    }  # fmt: skip
-    epilogue = _epilogue("gemm_s8", rows, n, outputs, activation=activation, **operands)
-    kernels = native("gemm_s8", x, weight=weight, **operands)
-    kernels.gemm_s8(x.data_ptr(), rows, n, k, *weight_addresses, epilogue)
+    epilogue = _epilogue(
+        "gemm_s8", rows, n, outputs, vectors, qparams, temporal, temporal_rows, residual, activation,
+        out_qparams,
+    )  # fmt: skip
+    kernels = native(
+        "gemm_s8", x, qparams=qparams, weight=weight, weight_scale=weight_scale, weight_sum=weight_sum,
+        bias=bias, temporal=temporal, temporal_rows=temporal_rows, residual=residual,
+        out_qparams=out_qparams,
+    )  # fmt: skip
+    kernels.gemm_s8(x.data_ptr(), rows, n, k, packed, zero_points, epilogue)
     return outputs if return_quantized else outputs[0]
 
 
@@ -275,21 +282,23 @@ def conv2d_s8(
         return_quantized,
     )  # fmt: skip
     taps = kernel_h * kernel_w
-    weight_addresses = native_weight("conv2d_s8", weight, weight_zero_point, n, depth, taps)
-    operands = {
-        "qparams": qparams, "weight_scale": weight_scale, "weight_sum": weight_sum, "bias": bias,
-        "temporal": temporal, "temporal_rows": temporal_rows, "residual": residual,
-        "out_qparams": out_qparams,
-    }  # fmt: skip
-    epilogue = _epilogue(
-        "conv2d_s8", batch * out_h * out_w, n, outputs, activation=activation, **operands
+    packed, zero_points, *vectors = weight_operands(
+        "conv2d_s8", n, depth, weight, weight_scale, weight_sum, weight_zero_point, bias, taps=taps
     )
+    epilogue = _epilogue(
+        "conv2d_s8", batch * out_h * out_w, n, outputs, vectors, qparams, temporal, temporal_rows,
+        residual, activation, out_qparams,
+    )  # fmt: skip
     geometry = (
         batch, height, width, channels, out_h, out_w, n, kernel_h, kernel_w, stride_h, stride_w,
         pads[0], pads[2], upsample,
     )  # fmt: skip
-    kernels = native("conv2d_s8", x, weight=weight, x2=x2, **operands)
-    kernels.conv2d_s8(x.data_ptr(), geometry, *weight_addresses, epilogue, *second)
+    kernels = native(
+        "conv2d_s8", x, qparams=qparams, weight=weight, weight_scale=weight_scale,
+        weight_sum=weight_sum, bias=bias, temporal=temporal, temporal_rows=temporal_rows,
+        residual=residual, out_qparams=out_qparams, x2=x2,
+    )  # fmt: skip
+    kernels.conv2d_s8(x.data_ptr(), geometry, packed, zero_points, epilogue, *second)
     return outputs if return_quantized else outputs[0]
 
 

@@ -8,12 +8,12 @@ from tfq.ops._checks import (
     NO_QPARAMS,
     address,
     native,
-    native_weight,
     require,
     require_cpu,
     require_dense,
     vector,
 )
+from tfq.ops._weights import weight_operands
 
 _NAME = "resnet_block"
 
@@ -113,10 +113,4 @@ def _norm(norm, batch, channels):
 
 
 def _weight(operands, n, k):
-    weight, scale, weight_sum, zero_point, bias = operands
-    return (
-        *native_weight(_NAME, weight, zero_point, n, k),
-        vector(_NAME, "weight_scale", scale, torch.float32, n),
-        vector(_NAME, "weight_sum", weight_sum, torch.int32, n),
-        0 if bias is None else vector(_NAME, "bias", bias, torch.float32, n),
-    )
+    return weight_operands(_NAME, n, k, *operands)

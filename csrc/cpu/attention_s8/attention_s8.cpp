@@ -10,6 +10,7 @@
 
 #include "common/parallel.h"
 #include "cpu/attention_s8/operands.h"
+#include "cpu/element_type.h"
 #include "cpu/registry.h"
 
 namespace tfq::cpu {
@@ -21,6 +22,7 @@ constexpr int kTaskSlot = 1;
 // better.
 constexpr int64_t kLogitShare = 4;
 constexpr int64_t kMaxTaskRows = 96;
+constexpr float kLog2E = 1.44269504f;
 // Tasks per thread that even out unequal progress of the cores.
 constexpr int64_t kTasksPerThread = 4;
 
@@ -68,7 +70,7 @@ struct Workspace {
   int32_t* acc;       // one block of sums
   int32_t* logits;    // blocks of sums, then of float logits, [row block][column block]
   float* largest;     // (rows, kMaxLanes)
-  float* scale;       // (rows) of the query times the attention's, > 0
+  float* scale;       // (rows) of the query times the attention's, to the base 2, > 0
   float* zero_point;  // (rows) of the query
   float* sum;         // (rows) of the weights
   uint8_t* query;     // (rows, key_depth)
@@ -84,7 +86,7 @@ void quantize_rows_of_query(const Problem& p, const TaskRows& t, const Workspace
     const QueryRow row = quantize_query(p.args, p.operand_kernels, t.batch, t.head, t.first + i,
                                         p.sizes, w.query + i * p.sizes.key_depth);
     // Above 0, or -infinity times it would be NaN.
-    w.scale[i] = std::max(row.scale * p.args.scale, std::numeric_limits<float>::min());
+    w.scale[i] = std::max(row.scale * p.args.scale * kLog2E, std::numeric_limits<float>::min());
     w.zero_point[i] = row.zero_point;
   }
   for (int64_t i = 0; i < t.count * kMaxLanes; ++i)
@@ -107,28 +109,19 @@ void compute_logits(const Problem& p, const TaskRows& t, const HeadOperands& hea
       int32_t* block = w.block(row / p.gemm.rows, column / p.gemm.columns);
       p.gemm.block({w.query + row * depth, depth, rows, head.key + column * depth, panel_bytes,
                     columns / kPanelColumns, depth / kQuad, block});
-      for (int64_t i = 0; i < rows; ++i)
-        p.kernel.logits(block + i * p.gemm.columns, columns, w.zero_point[row + i], key,
-                        w.largest + (row + i) * kMaxLanes);
+      p.kernel.logits({block, rows, p.gemm.columns, columns, w.zero_point + row, key,
+                       w.largest + row * kMaxLanes});
     }
   }
 }
 
 void compute_weights(const Problem& p, const TaskRows& t, const Workspace& w) {
   for (int64_t row = 0; row < t.count; ++row) {
-    const float* lanes = w.largest + row * kMaxLanes;
-    float largest = lanes[0];
-    for (int64_t lane = 1; lane < kMaxLanes; ++lane)
-      largest = lanes[lane] > largest ? lanes[lane] : largest;
     uint8_t* weights = w.weights + row * p.sizes.value_depth;
-    int64_t sum = 0;
-    for (int64_t column = 0; column < p.sizes.padded_tokens; column += p.gemm.columns) {
-      const int32_t* block = w.block(row / p.gemm.rows, column / p.gemm.columns);
-      const auto* logits =
-          reinterpret_cast<const float*>(block + row % p.gemm.rows * p.gemm.columns);
-      sum += p.kernel.softmax(logits, min_of(p.gemm.columns, p.sizes.padded_tokens - column),
-                              largest, w.scale[row], weights + column);
-    }
+    const int32_t* logits = w.block(row / p.gemm.rows, 0) + row % p.gemm.rows * p.gemm.columns;
+    const LogitRow u{reinterpret_cast<const float*>(logits), w.largest + row * kMaxLanes,
+                     p.sizes.padded_tokens, p.gemm.columns, w.block_size};
+    const int64_t sum = p.kernel.softmax(u, w.scale[row], weights);
     w.sum[row] = static_cast<float>(sum);
     for (int64_t column = p.sizes.padded_tokens; column < p.sizes.value_depth; ++column)
       weights[column] = 0;
@@ -139,7 +132,7 @@ void multiply_value(const Problem& p, const TaskRows& t, const HeadOperands& hea
                     const Workspace& w) {
   const AttentionArgs& args = p.args;
   const int64_t depth = p.sizes.value_depth, panel_bytes = kPanelColumns * depth;
-  const int64_t size = args.out_dtype == DType::kFloat32 ? 4 : 2;
+  const int64_t size = element_bytes(args.out_dtype);
   for (int64_t row = 0; row < t.count; row += p.gemm.rows) {
     const int64_t rows = min_of(p.gemm.rows, t.count - row);
     for (int64_t column = 0; column < args.head_size; column += p.gemm.columns) {

@@ -16,16 +16,33 @@ struct KeyColumns {
   const float* offset;  // 0 or -infinity
 };
 
+// Some rows of a block of sums, which become logits in place.
+struct LogitBlock {
+  int32_t* acc;             // (rows, stride)
+  int64_t rows, stride;     // int32 elements between rows
+  int64_t columns;          // a multiple of 16
+  const float* zero_point;  // (rows) of the query
+  KeyColumns key;
+  float* largest;  // (rows, kMaxLanes), raised to the logits
+};
+
+// The logits of a row, in blocks of `block_columns` of them that are `block_stride` apart.
+struct LogitRow {
+  const float* u;
+  const float* largest;  // (kMaxLanes)
+  int64_t columns;       // of all blocks together, a multiple of 16, as block_columns is
+  int64_t block_columns, block_stride;
+};
+
 struct attention_s8_kernel {
   // smallest[c] = min(smallest[c], -|x[c]|) for n channels; a NaN is passed over.
   void (*magnitudes)(const void* x, DType dtype, int64_t n, float* smallest);
   // out[c] = quantize_value(x[c], r[c], 128) for n channels.
   void (*quantize_channels)(const void* x, DType dtype, int64_t n, const float* r, uint8_t* out);
-  // One row of a block of sums becomes u = fma(fma(-z, sum, f32(acc)), scale, offset), in place;
-  // largest (kMaxLanes) is raised to it. `columns` is a multiple of 16.
-  void (*logits)(int32_t* acc, int64_t columns, float z, const KeyColumns& key, float* largest);
-  // p[j] = rne(255 * exp((u[j] - largest) * c)) and the sum of p. `columns` is a multiple of 16.
-  int64_t (*softmax)(const float* u, int64_t columns, float largest, float c, uint8_t* p);
+  // acc becomes u = fma(fma(-z, sum, f32(acc)), scale, offset).
+  void (*logits)(const LogitBlock& block);
+  // p[j] = rne(255 * 2^((u[j] - max(largest)) * c)) and the sum of p.
+  int64_t (*softmax)(const LogitRow& row, float c, uint8_t* p);
   // out[c] = f32(acc[c]) * (scale[c] / sum) for n channels; acc and scale are readable up to a
   // multiple of 16.
   void (*store)(const int32_t* acc, int64_t n, const float* scale, float sum, DType dtype,

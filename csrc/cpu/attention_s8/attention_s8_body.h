@@ -1,5 +1,6 @@
-// The float parts of attention over a vector type V (cpu/vector_avx512.h): some 22 instructions for
-// 8 or 16 logits, beside which a head of 40 channels has 80 multiply-adds for each logit.
+// The float parts of attention over a vector type V (cpu/vector_avx512.h): some 20 instructions for
+// 8 or 16 logits, beside which a head of 40 channels has 80 multiply-adds for each logit. They are
+// on the ports of the products, so that they add to their time.
 #pragma once
 
 #include "cpu/attention_s8/attention_s8.h"
@@ -9,10 +10,34 @@
 namespace tfq::cpu {
 namespace {
 
+// 255 * 2^r for |r| <= 1/2: minimax (Remez exchange), relative error 1.9e-9 before the coefficients
+// are rounded to float32.
+constexpr float kExp2Coefficients[] = {255.0f,     176.75253f,  61.25775f,  14.153338f,
+                                       2.4527147f, 0.34169826f, 0.03913182f};
+// Below this 255 * 2^t rounds to 0 by far, and 2^t is still a normal number.
+constexpr float kExp2Min = -126.0f;
+
+// result <- 255 * 2^max(t, -126) for t <= 0. To the base 2 the reduction of the argument is exact.
+template <typename V, int N>
+inline void exp2_times_255(const typename V::Float (&t)[N], typename V::Float (&result)[N]) {
+  typename V::Float shifted[N], remainder[N];
+  for (int i = 0; i < N; ++i) {
+    const typename V::Float clamped = V::max(V::set(kExp2Min), t[i]);
+    shifted[i] = V::add(clamped, V::set(kRoundToInteger));
+    remainder[i] = V::sub(clamped, V::sub(shifted[i], V::set(kRoundToInteger)));
+  }
+  polynomial<V>(kExp2Coefficients, remainder, result);
+  for (int i = 0; i < N; ++i) result[i] = V::times_power_of_two(result[i], shifted[i]);
+}
+
 template <typename V>
 struct AttentionS8Body {
   static constexpr int64_t W = V::kWidth;
   static constexpr int kVectors = kMaxLanes / W;  // of 16 columns
+  // Columns at a time where there are as many: kUnroll vectors, at least those of 16 columns.
+  static constexpr int64_t kStep = V::kUnroll * W < kMaxLanes ? kMaxLanes : V::kUnroll * W;
+  // Vectors of columns of the key that stay in three registers each, of the 16 or 32 of a level.
+  static constexpr int kKeyVectors = W < kMaxLanes ? kVectors : V::kUnroll;
   using Float = typename V::Float;
 
   static void magnitudes(const void* x, DType dtype, int64_t n, float* smallest) {
@@ -34,35 +59,66 @@ struct AttentionS8Body {
     });
   }
 
-  static void logits(int32_t* acc, int64_t columns, float z, const KeyColumns& key,
-                     float* largest) {
-    const Float minus_z = V::set(-z);
-    auto* u = reinterpret_cast<float*>(acc);
-    Float most[kVectors];
-    for (int v = 0; v < kVectors; ++v) most[v] = V::load(largest + v * W);
-    for (int64_t j = 0; j < columns; j += kMaxLanes) {
-      for (int v = 0; v < kVectors; ++v) {
-        const int64_t i = j + v * W;
-        const Float centred = V::fma(minus_z, V::load(key.sum + i), V::load(acc + i));
-        const Float logit = V::fma(centred, V::load(key.scale + i), V::load(key.offset + i));
-        V::store(u + i, logit);
-        most[v] = V::max(logit, most[v]);
-      }
+  // Columns [first, first + N * W) of all rows, whose share of the key stays in registers; without
+  // the pragmas GCC keeps it in memory.
+  template <int N>
+  static void logit_columns(const LogitBlock& block, int64_t first) {
+    Float sum[N], scale[N], offset[N];
+#pragma GCC unroll 16
+    for (int v = 0; v < N; ++v) {
+      sum[v] = V::load(block.key.sum + first + v * W);
+      scale[v] = V::load(block.key.scale + first + v * W);
+      offset[v] = V::load(block.key.offset + first + v * W);
     }
-    for (int v = 0; v < kVectors; ++v) V::store(largest + v * W, most[v]);
+    for (int64_t row = 0; row < block.rows; ++row) {
+      int32_t* acc = block.acc + row * block.stride + first;
+      float* largest = block.largest + row * kMaxLanes;
+      const Float minus_z = V::set(-block.zero_point[row]);
+      Float most[kVectors];
+      for (int v = 0; v < kVectors; ++v) most[v] = V::load(largest + v * W);
+#pragma GCC unroll 16
+      for (int v = 0; v < N; ++v) {
+        const Float centred = V::fma(minus_z, sum[v], V::load(acc + v * W));
+        const Float logit = V::fma(centred, scale[v], offset[v]);
+        V::store(reinterpret_cast<float*>(acc) + v * W, logit);
+        most[v % kVectors] = V::max(logit, most[v % kVectors]);
+      }
+      for (int v = 0; v < kVectors; ++v) V::store(largest + v * W, most[v]);
+    }
   }
 
-  static int64_t softmax(const float* u, int64_t columns, float largest, float c, uint8_t* p) {
-    const Float largest_v = V::set(largest), c_v = V::set(c);
-    for (int64_t j = 0; j < columns; j += kMaxLanes) {
-      Float t[kVectors], e[kVectors];
-      for (int v = 0; v < kVectors; ++v)
-        t[v] = V::mul(V::sub(V::load(u + j + v * W), largest_v), c_v);
-      exp_negative<V>(t, e);
-      for (int v = 0; v < kVectors; ++v) e[v] = V::mul(e[v], V::set(255.0f));
-      V::store_rounded(e, p + j);
+  static void logits(const LogitBlock& block) {
+    constexpr int64_t kKeyStep = kKeyVectors * W;
+    int64_t j = 0;
+    for (; j + kKeyStep <= block.columns; j += kKeyStep) logit_columns<kKeyVectors>(block, j);
+    for (; j < block.columns; j += kMaxLanes) logit_columns<kVectors>(block, j);
+  }
+
+  // p of N vectors of logits.
+  template <int N>
+  static void softmax_columns(const float* u, Float largest, Float c, uint8_t* p) {
+    Float t[N], e[N];
+    for (int v = 0; v < N; ++v) t[v] = V::mul(V::sub(V::load(u + v * W), largest), c);
+    exp2_times_255<V>(t, e);
+    V::store_rounded(e, p);
+  }
+
+  static int64_t softmax(const LogitRow& row, float c, uint8_t* p) {
+    Float most = V::load(row.largest);
+    for (int v = 1; v < kVectors; ++v) most = V::max(V::load(row.largest + v * W), most);
+    const Float largest_v = V::set(V::max_lane(most)), c_v = V::set(c);
+    const float* block = row.u;
+    for (int64_t first = 0; first < row.columns; first += row.block_columns) {
+      const int64_t left = row.columns - first;
+      const int64_t columns = left < row.block_columns ? left : row.block_columns;
+      int64_t j = 0;
+      for (; j + kStep <= columns; j += kStep)
+        softmax_columns<kStep / W>(block + j, largest_v, c_v, p + first + j);
+      for (; j < columns; j += kMaxLanes)
+        softmax_columns<kVectors>(block + j, largest_v, c_v, p + first + j);
+      block += row.block_stride;
     }
-    return V::sum(p, columns);
+    return V::sum(p, row.columns);
   }
 
   template <typename T>

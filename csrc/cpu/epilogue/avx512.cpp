@@ -1,6 +1,6 @@
-// Epilogue, AVX-512: 16 columns a vector. The per-column coefficients (z * weight_sum, s *
-// weight_scale, bias + temporal) depend on the row only through its group and sample. They live in
-// registers, three per vector, for the run of rows that shares both: whole images of a convolution,
+// Epilogue, AVX-512: 16 columns a vector. What belongs to a column (weight_sum, weight_scale, bias
+// + temporal) stays in three registers a vector for all rows of a block, its products with the
+// group's z and s in two more for the run of rows that shares them: whole images of a convolution,
 // a single row for per-token scales. What else varies between calls (types, a residual) is a
 // template argument, so that a vector takes four operations, a load and a store: 24 of them hide in
 // the tail of a block of products.
@@ -15,30 +15,51 @@ namespace {
 
 enum class Residual { kNone, kFloat32, kBFloat16 };
 
+// What belongs to the columns of a block, for the rows of one sample.
+template <int Vectors>
+struct Columns {
+  __m512i weight_sum_i32x16[Vectors];
+  __m512 weight_scale_f32x16[Vectors];
+  __m512 offset_f32x16[Vectors];
+};
+
+// The same with the parameters of a group.
 template <int Vectors>
 struct Coefficients {
   __m512i correction_i32x16[Vectors];
   __m512 scale_f32x16[Vectors];
-  __m512 offset_f32x16[Vectors];
+  const __m512* offset_f32x16;
 };
 
 template <int Vectors>
-inline void prepare(Coefficients<Vectors>& k, int64_t column, const Epilogue& e,
-                    const __mmask16* masks, int64_t group, int64_t sample) {
-  const float* input = e.input.data + group * e.input.stride;
+inline void load_columns(Columns<Vectors>& c, int64_t column, const Epilogue& e,
+                         const __mmask16* masks, int64_t sample) {
   const float* temporal = temporal_row(e, sample);
-  const __m512i zero_point = _mm512_set1_epi32(static_cast<int32_t>(input[2]));
-  const __m512 s = _mm512_set1_ps(input[0]);
 #pragma GCC unroll 4
   for (int v = 0; v < Vectors; ++v) {
-    const int64_t c = column + v * 16;
-    k.correction_i32x16[v] =
-        _mm512_mullo_epi32(zero_point, _mm512_maskz_loadu_epi32(masks[v], e.weight_sum + c));
-    k.scale_f32x16[v] = _mm512_mul_ps(s, _mm512_maskz_loadu_ps(masks[v], e.weight_scale + c));
-    __m512 offset = e.bias ? _mm512_maskz_loadu_ps(masks[v], e.bias + c) : _mm512_setzero_ps();
-    if (temporal) offset = _mm512_add_ps(offset, _mm512_maskz_loadu_ps(masks[v], temporal + c));
-    k.offset_f32x16[v] = offset;
+    const int64_t i = column + v * 16;
+    c.weight_sum_i32x16[v] = _mm512_maskz_loadu_epi32(masks[v], e.weight_sum + i);
+    c.weight_scale_f32x16[v] = _mm512_maskz_loadu_ps(masks[v], e.weight_scale + i);
+    __m512 offset = e.bias ? _mm512_maskz_loadu_ps(masks[v], e.bias + i) : _mm512_setzero_ps();
+    if (temporal) offset = _mm512_add_ps(offset, _mm512_maskz_loadu_ps(masks[v], temporal + i));
+    c.offset_f32x16[v] = offset;
   }
+}
+
+template <int Vectors>
+inline Coefficients<Vectors> coefficients(const Columns<Vectors>& c, const Epilogue& e,
+                                          int64_t group) {
+  const float* input = e.input.data + group * e.input.stride;
+  const __m512i zero_point = _mm512_set1_epi32(static_cast<int32_t>(input[2]));
+  const __m512 s = _mm512_set1_ps(input[0]);
+  Coefficients<Vectors> k;
+#pragma GCC unroll 4
+  for (int v = 0; v < Vectors; ++v) {
+    k.correction_i32x16[v] = _mm512_mullo_epi32(zero_point, c.weight_sum_i32x16[v]);
+    k.scale_f32x16[v] = _mm512_mul_ps(s, c.weight_scale_f32x16[v]);
+  }
+  k.offset_f32x16 = c.offset_f32x16;
+  return k;
 }
 
 // Rows [first, end) of the block, of one group and sample.
@@ -87,16 +108,18 @@ void store_columns(const EpilogueBlock& block, const Epilogue& e) {
   const int64_t end = block.row + block.rows;
   const int64_t rows_per_sample = e.temporal ? e.rows_per_sample : end;
   int64_t group = block.row / e.rows_per_group, sample = block.row / rows_per_sample;
+  Columns<Vectors> columns;
+  load_columns<Vectors>(columns, block.column, e, masks, sample);
   for (int64_t row = block.row; row < end;) {
     const int64_t group_end = (group + 1) * e.rows_per_group;
     const int64_t sample_end = (sample + 1) * rows_per_sample;
     const int64_t run_end = min_of(end, min_of(group_end, sample_end));
-    Coefficients<Vectors> k;
-    prepare<Vectors>(k, block.column, e, masks, group, sample);
-    store_run<Vectors, Out, kResidual>(k, block, e, masks, row, run_end, group);
+    store_run<Vectors, Out, kResidual>(coefficients(columns, e, group), block, e, masks, row,
+                                       run_end, group);
     row = run_end;
     group += row == group_end;
-    sample += row == sample_end;
+    if (row == sample_end && row < end)
+      load_columns<Vectors>(columns, block.column, e, masks, ++sample);
   }
 }
 

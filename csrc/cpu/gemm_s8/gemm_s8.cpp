@@ -6,6 +6,7 @@
 
 #include "common/math.h"
 #include "common/parallel.h"
+#include "cpu/element_type.h"
 #include "cpu/expand_s4/expand_s4.h"
 #include "cpu/gemm_s8/packed_layout.h"
 #include "cpu/gemm_s8/schedule.h"
@@ -77,6 +78,20 @@ Rows fetch_rows(const Problem& p, Range rows) {
   return {copy, stride, nullptr};
 }
 
+constexpr int64_t kLine = 64;
+
+// Brings a block of a row-major matrix of n columns to the cache: its rows are pieces of a line or
+// two, far apart, which no hardware foresees.
+void prefetch_block(const void* matrix, DType dtype, int64_t n, Range rows, Range columns) {
+  if (matrix == nullptr) return;
+  const int64_t size = element_bytes(dtype);
+  for (int64_t row = rows.begin; row < rows.end; ++row) {
+    const char* at = static_cast<const char*>(matrix) + (row * n + columns.begin) * size;
+    const char* end = at + (columns.end - columns.begin) * size;
+    for (; at < end; at += kLine) __builtin_prefetch(at, 1);
+  }
+}
+
 // `weight` holds the columns from group_first on.
 void run_block(const Problem& p, const Rows& a, int64_t first_row, const int8_t* weight,
                int64_t group_first, Range rows, Range columns, int32_t* acc) {
@@ -84,6 +99,9 @@ void run_block(const Problem& p, const Rows& a, int64_t first_row, const int8_t*
   const int64_t row_count = rows.end - rows.begin, column_count = columns.end - columns.begin;
   const int64_t panels = ceil_div(column_count, kPanelColumns);
   const int8_t* b = weight + (columns.begin - group_first) / kPanelColumns * panel_bytes;
+  // What the epilogue reads and writes comes while the products are computed.
+  prefetch_block(p.epilogue.out, p.epilogue.out_dtype, p.n, rows, columns);
+  prefetch_block(p.epilogue.residual, p.epilogue.residual_dtype, p.n, rows, columns);
   if (a.addresses != nullptr) {
     const StripSource& strips = *p.source.strips;
     p.kernel.strip_block({a.addresses + rows.begin - first_row, row_count, strips.strips,
@@ -117,7 +135,6 @@ class Prefetch {
   }
 
  private:
-  static constexpr int64_t kLine = 64;
   const char* at_ = nullptr;
   const char* end_ = nullptr;
   int64_t slice_ = 0;

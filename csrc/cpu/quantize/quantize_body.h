@@ -42,13 +42,10 @@ void range_of_elements(const T* x, int64_t n, float* range) {
     low[0] = V::min(values, low[0]);
     high[0] = V::max(values, high[0]);
   }
-  float low_lanes[W], high_lanes[W];
-  V::store(low_lanes, V::min(V::min(low[0], low[1]), V::min(low[2], low[3])));
-  V::store(high_lanes, V::max(V::max(high[0], high[1]), V::max(high[2], high[3])));
-  for (int64_t lane = 0; lane < W; ++lane) {
-    range[0] = low_lanes[lane] < range[0] ? low_lanes[lane] : range[0];
-    range[1] = high_lanes[lane] > range[1] ? high_lanes[lane] : range[1];
-  }
+  const float lowest = V::min_lane(V::min(V::min(low[0], low[1]), V::min(low[2], low[3])));
+  const float highest = V::max_lane(V::max(V::max(high[0], high[1]), V::max(high[2], high[3])));
+  range[0] = lowest < range[0] ? lowest : range[0];
+  range[1] = highest > range[1] ? highest : range[1];
 }
 
 template <typename V>

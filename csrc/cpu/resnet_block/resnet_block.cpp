@@ -20,8 +20,6 @@ constexpr int64_t kAlignment = 64;
 // Weights of 0.6 MB gain at 16x16 pixels of 256 channels (0.26 MB) and would lose at 8x8.
 constexpr int64_t kWeightShare = 4;
 
-int64_t element_bytes(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
-
 GroupNormArgs images_of(GroupNormArgs a, int64_t first, int64_t count) {
   a.x = element_at(a.x, a.x_dtype, first * a.pixels * a.channels);
   if (a.x2) a.x2 = element_at(a.x2, a.x_dtype, first * a.pixels * a.channels2);

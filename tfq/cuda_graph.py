@@ -1,0 +1,216 @@
+"""A converted UNet as CUDA graphs: one for all timesteps, and one for what depends on the text alone."""
+
+import copy
+import inspect
+
+import torch
+from torch.utils import _pytree as pytree
+
+from tfq import capture, text_cache
+from tfq.ops._checks import HAS_CUDA, HOW_TO_GET_CUDA
+from tfq.temporal import TemporalEmbedding
+
+_WARM_UPS = 2
+_TEXT = "encoder_hidden_states"
+
+
+class CudaCapture:
+    """Makes CUDA graphs, on a stream of its own."""
+
+    def __init__(self, device):
+        self.stream = torch.cuda.Stream(device)
+
+    def __deepcopy__(self, memo):
+        return CudaCapture(self.stream.device)
+
+    def new_pool(self):
+        """Memory for graphs that replay one after the other."""
+        return torch.cuda.graph_pool_handle()
+
+    def warm_up(self, run):
+        """Run what will be captured, which then finds everything made that is made on first use."""
+        self.stream.wait_stream(torch.cuda.current_stream(self.stream.device))
+        with torch.cuda.stream(self.stream):
+            for _ in range(_WARM_UPS):
+                run()
+        self.stream.synchronize()
+
+    def __call__(self, run, pool):
+        """(function that runs it again on the current stream, what it returned)."""
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=pool, stream=self.stream):
+            result = run()
+        return graph.replay, result
+
+
+class Captured:
+    """The graphs for one signature, and the memory that they read and write.
+
+    Parameters
+    ----------
+    forward : callable
+        Of the UNet, with keyword arguments.
+    leaves, spec : list, TreeSpec
+        The arguments but the timestep, flattened; tensors of the device.
+    timestep : Tensor
+        ``(batch,)`` on the device: what the graph looks up, unless there is an `index`.
+    index : Tensor or None
+        int64 ``(batch,)`` on the device: the rows.
+    make : CudaCapture
+    """
+
+    def __init__(self, forward, leaves, spec, timestep, index, make):
+        self.leaves = [x.clone() if isinstance(x, torch.Tensor) else x for x in leaves]
+        self.timestep, self.index = timestep.clone(), index
+        text = pytree.tree_unflatten(self.leaves, spec).get(_TEXT)
+        self.position = next((i for i, x in enumerate(self.leaves) if x is text), None)
+        if text is None:
+            self.position = None
+        self.seen = None  # the text that is in the graph's memory, and its version
+        # What hangs on the text alone is the graph's too: its tensors are kept.
+        self.cache = text_cache.TextCache()
+
+        @torch.no_grad()
+        def run():
+            arguments = pytree.tree_unflatten(self.leaves, spec)  # anew: a forward may empty lists
+            with text_cache.use(self.cache), capture.rows(index):
+                return forward(timestep=self.timestep, **arguments)
+
+        @torch.no_grad()
+        def run_text():
+            self.cache.compute_again()
+
+        # A pool of its own: no replay of another signature writes where this one's text is kept.
+        pool = make.new_pool()
+        make.warm_up(run)
+        self.cache.keep(text)
+        self.replay_text = None
+        if self.cache.texts:
+            self.replay_text, _ = make(run_text, pool)
+        self.replay, self.output = make(run, pool)
+
+    def __call__(self, leaves, timestep, rows):
+        """The output of a call, memory of its own."""
+        for position, (static, leaf) in enumerate(zip(self.leaves, leaves, strict=True)):
+            if isinstance(leaf, torch.Tensor) and position != self.position:
+                static.copy_(leaf)
+        if self.position is not None:
+            self._read_text(leaves[self.position])
+        if self.index is None:
+            self.timestep.copy_(timestep)
+        elif len(set(rows)) == 1:
+            self.index.fill_(rows[0])
+        else:
+            self.index.copy_(torch.tensor(rows), non_blocking=True)
+        self.replay()
+        return type(self.output)(sample=self.output.sample.clone())
+
+    def _read_text(self, text):
+        version = None if text.is_inference() else text._version
+        seen, self.seen = self.seen, (text, version)
+        if version is not None and seen is not None and seen[0] is text and seen[1] == version:
+            return
+        self.leaves[self.position].copy_(text)
+        if self.replay_text is not None:
+            self.replay_text()
+
+
+class GraphedForward:
+    """Stands for ``unet.forward``: captures on the first call of a signature, replays on the others."""
+
+    def __init__(self, unet, make):
+        self.unet, self.make = unet, make
+        self.signature = inspect.signature(type(unet).forward)
+        self.captured = {}
+
+    def __deepcopy__(self, memo):
+        # Of the copy nothing is captured yet: graphs are bound to the memory of this model.
+        return GraphedForward(copy.deepcopy(self.unet, memo), copy.deepcopy(self.make, memo))
+
+    def __call__(self, *args, **kwargs):
+        """As the UNet's own ``forward``."""
+        arguments = dict(self.signature.bind(self.unet, *args, **kwargs).arguments)
+        del arguments["self"]
+        forward = type(self.unet).forward.__get__(self.unet)
+        timestep, return_dict = arguments.pop("timestep"), arguments.pop("return_dict", True)
+        values = self._timesteps(timestep, arguments["sample"])
+        rows = self._rows(values, arguments)
+        if rows is not None and min(rows) < 0:  # computed in float: not what was captured
+            return forward(timestep=timestep, return_dict=return_dict, **arguments)
+        leaves, spec = pytree.tree_flatten(arguments)
+        key = (spec, values.dtype, rows is None, *map(_facts, leaves))
+        if key not in self.captured:
+            device = arguments["sample"].device
+            index = None if rows is None else torch.tensor(rows, device=device)
+            self.captured[key] = Captured(
+                forward, leaves, spec, values.to(device), index, self.make
+            )
+        output = self.captured[key](leaves, values, rows)
+        return output if return_dict else (output.sample,)
+
+    def _timesteps(self, timestep, sample):
+        """``(batch,)`` where it is, of the dtype that the UNet would give it."""
+        if not isinstance(timestep, torch.Tensor):
+            whole = isinstance(timestep, int) or _TEXT not in self.signature.parameters
+            timestep = torch.tensor(timestep, dtype=torch.int64 if whole else torch.float64)
+        return timestep.expand(sample.shape[0])
+
+    def _rows(self, timesteps, arguments):
+        """Rows of timesteps on the host, -1 where there is none; None: the device looks them up."""
+        embedding = self.unet.time_embedding
+        on_host = timesteps.is_cpu and arguments.get("timestep_cond") is None
+        return embedding.rows_of(timesteps.float()) if on_host and embedding.is_table() else None
+
+
+def _facts(leaf):
+    """What a graph is bound to of an argument."""
+    if isinstance(leaf, torch.Tensor):
+        return leaf.shape, leaf.dtype, leaf.device, leaf.stride()
+    return leaf
+
+
+def graph(unet):
+    """Run a converted UNet as CUDA graphs from now on, in place.
+
+    The first call of each signature (shapes, dtypes and what is no tensor) runs the model and captures
+    it; later ones copy their inputs into the graph's memory and replay it, whatever the timestep: its
+    row is read by index in device memory. A timestep on the host (a number or a CPU tensor) that has a
+    row costs nothing else, and one that has none runs without a graph; one on the GPU is looked up there,
+    beside the float block that computes unknown ones, unless ``drop_tib=True`` removed that. Key and
+    value of the text are a second graph, replayed only when the text is another tensor than before.
+    Nothing waits for the GPU. One call at a time; hooks inside of the UNet do not run in a replay. After a
+    change to the model call this again; ``del unet.forward`` ends it.
+
+    Parameters
+    ----------
+    unet : UNet2DModel or UNet2DConditionModel
+        Converted by :func:`tfq.convert`, on a CUDA device.
+
+    Returns
+    -------
+    UNet2DModel or UNet2DConditionModel
+        `unet` itself, with the same signature and the same outputs.
+
+    Raises
+    ------
+    TypeError
+        If it is not converted.
+    NotImplementedError
+        If it is not on a CUDA device, or this build has no kernels for it.
+    """
+    if not isinstance(getattr(unet, "time_embedding", None), TemporalEmbedding):
+        raise TypeError(
+            f"graph: needs a model converted by tfq.convert, got a {type(unet).__name__}"
+        )
+    device = unet.device
+    if device.type != "cuda":
+        raise NotImplementedError(
+            f"graph: CUDA graphs need the model on a CUDA device, got '{device}'; move it with "
+            f"unet.to('cuda')"
+        )
+    if not HAS_CUDA:
+        raise NotImplementedError(
+            f"graph: this build of tfq has native kernels for 'cpu' only; {HOW_TO_GET_CUDA}"
+        )
+    unet.forward = GraphedForward(unet, CudaCapture(device))
+    return unet
