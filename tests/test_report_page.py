@@ -149,13 +149,13 @@ def test_charts():
     assert ends[0] < float(whiskers[1][0]) and ends[1] < charts.WIDTH
 
 
-def browse(path, script, tmp_path, width=1200):
+def browse(path, script, tmp_path, width=1200, flags=()):
     """The DOM after `script` ran at the end of the page, and what the console said."""
     page = tmp_path / "page.html"
     text = path.read_text("utf-8").replace("</body>", f"<script>{script}</script></body>")
     page.write_text(text, "utf-8")
     done = subprocess.run(
-        [BROWSER, *FLAGS, "--enable-logging=stderr", f"--window-size={width},900",
+        [BROWSER, *FLAGS, *flags, "--enable-logging=stderr", f"--window-size={width},900",
          f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", page.as_uri()],
         capture_output=True, text=True, timeout=120,
     )  # fmt: skip
@@ -216,3 +216,42 @@ def test_browser_shows_everything_without_scrolling_sideways(pages, tmp_path, wi
     """
     ready = f"window.addEventListener('load', () => {{ {measure} }});"
     assert "<title>true,3,true,true</title>" in browse(pages[1], ready, tmp_path, width)
+
+
+@needs_browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_browser_shows_readable_text_in_both_colour_schemes(pages, tmp_path, scheme):
+    """Text stands out from what is behind it by WCAG's ratio of 4.5, and the page follows the scheme."""
+    measure = """
+      const numbers = (color) => color.match(/[0-9.]+/g).map(Number);
+      const luminance = (color) => numbers(color).slice(0, 3).map((value) => value / 255)
+        .map((c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4))
+        .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
+      const background = (element) => {
+        for (let e = element; e; e = e.parentElement) {
+          const color = getComputedStyle(e).backgroundColor;
+          if ((numbers(color)[3] ?? 1) === 1) return color;
+        }
+        return "rgb(255, 255, 255)";
+      };
+      const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+      let least = 21, where = "";
+      while (walker.nextNode()) {
+        const element = walker.currentNode.parentElement;
+        if (!walker.currentNode.data.trim() || element.closest("script, style, title")) continue;
+        const style = getComputedStyle(element);
+        const text = luminance(element.closest("svg") ? style.fill : style.color);
+        const back = luminance(background(element));
+        const ratio = (Math.max(text, back) + 0.05) / (Math.min(text, back) + 0.05);
+        if (ratio < least) { least = ratio; where = element.tagName + " " + element.className; }
+      }
+      document.title = [
+        matchMedia("(prefers-color-scheme: dark)").matches,
+        luminance(getComputedStyle(document.body).backgroundColor) < 0.1, least.toFixed(2), where,
+      ].join();
+    """
+    flag = f"--blink-settings=preferredColorScheme={0 if scheme == 'dark' else 1}"
+    dom = browse(pages[1], measure, tmp_path, flags=(flag,))
+    matches, is_dark, least, where = re.search("<title>(.*?)</title>", dom).group(1).split(",")
+    assert matches == is_dark == str(scheme == "dark").lower()
+    assert float(least) >= 4.5, where

@@ -17,6 +17,7 @@ from torch import nn
 
 from tfq.distributed import failing_together, gather, is_mine
 from tfq.models import arguments_of, images_of, output_of
+from tfq.temporal import VALUE_SLOT
 
 # Columns of the regression: float output, sample, 1; behind them the error.
 _REGRESSORS = 3
@@ -26,7 +27,7 @@ _PRIOR_PIXELS = 16
 
 
 class OutputCorrection(nn.Module):
-    """Forward hook of a converted model: ``gain * output + slope * sample + offset``.
+    """Forward hook of a converted UNet: ``gain * output + slope * sample + offset``.
 
     A timestep without a row takes the nearest one's.
 
@@ -49,10 +50,12 @@ class OutputCorrection(nn.Module):
     def correct(self, model, args, kwargs, output):
         """The model's output, tuple or dataclass, with its ``sample`` corrected."""
         call = {**dict(zip(self.arguments, args, strict=False)), **kwargs}
-        sample, timestep = images_of(call), call["timestep"]
+        images, timestep = images_of(call), torch.as_tensor(call["timestep"])
+        if timestep.dim() == 2:  # a transformer's row
+            timestep = timestep[:, VALUE_SLOT]
         if isinstance(output, tuple):
-            return (self(output[0], sample, timestep), *output[1:])
-        return type(output)(sample=self(output.sample, sample, timestep))
+            return (self(output[0], images, timestep), *output[1:])
+        return type(output)(sample=self(output.sample, images, timestep))
 
     def forward(self, output, sample, timestep):
         """Corrected output, of its own dtype.
@@ -75,9 +78,12 @@ class OutputCorrection(nn.Module):
 
 def empty_correction(model, rows):
     """As :func:`fit_correction` makes it for so many timesteps, without values."""
-    channels = model.config.out_channels or model.config.in_channels
-    table = torch.empty(rows, _REGRESSORS, channels, device="meta")
+    table = torch.empty(rows, _REGRESSORS, _channels(model), device="meta")
     return OutputCorrection(torch.empty(rows, device="meta"), table, arguments_of(model)[0])
+
+
+def _channels(model):
+    return model.config.out_channels or model.config.in_channels
 
 
 def correct_output(model):
@@ -101,8 +107,8 @@ def fit_correction(model, calls, outputs, progress=None):
 
     Parameters
     ----------
-    model : UNet or transformer
-        Converted; what it returns has the size of its sample.
+    model : UNet2DModel or UNet2DConditionModel
+        Converted.
     calls : list of dict
         Arguments of ``model.forward``.
     outputs : list of Tensor

@@ -1,6 +1,7 @@
 """From float to integer at every call: the inputs of the layers."""
 
 import torch
+from torch import nn
 
 from tfq import backends
 
@@ -65,8 +66,9 @@ class InputQuantizer:
         Its weight and bias may be ``(batch, channels)``: the images then go one by one.
         """
         operation = backends.get(self.backend).layer_norm_quantize
-        if norm.weight is None or norm.weight.dim() == 1:
-            return operation(x, norm.weight, norm.bias, norm.eps)
+        if isinstance(norm, nn.Module):
+            parameters = norm._parameters
+            return operation(x, parameters["weight"], parameters["bias"], norm.eps)
         images = zip(x.unbind(), norm.weight.unbind(), norm.bias.unbind(), strict=True)
         q, qparams = zip(*(operation(*image, norm.eps) for image in images), strict=True)
         return torch.stack(q), None if qparams[0] is None else torch.cat(qparams)
