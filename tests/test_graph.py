@@ -9,7 +9,7 @@ import copy
 
 import pytest
 import torch
-from tolerance import assert_same_bits
+from tolerance import assert_same_bits, assert_signal_to_noise, signal_to_noise
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
@@ -20,6 +20,7 @@ from tfq import TfqConfig, capture
 from tfq.cuda_graph import GraphedForward
 from tfq.shapes import example_inputs
 
+MIN_FLOAT_ROWS_SNR = 38
 HOST = {
     getattr(torch.Tensor, name)
     for name in ("item", "tolist", "cpu", "numpy", "__bool__", "__int__", "__float__", "nonzero", "unique")
@@ -104,9 +105,14 @@ def test_one_graph_serves_every_timestep(name, settings):
         if text is not None:
             kwargs["encoder_hidden_states"] = text
         output = run(unet, kwargs)
-        difference = (output - run(eager, kwargs)).abs().max()
-        # Float parts of a row are one product for all images here, and one each in eager calls.
-        assert difference <= 1e-5 if not eager.time_embedding.is_table() else difference == 0
+        if name != "cross_time_cond":
+            assert_same_bits(output, run(eager, kwargs))
+        else:
+            # Float parts of its rows are one product for all images here, and one each in eager calls:
+            # they differ by 1e-7, and what rounds to another integer spreads. Seen: 42.4 dB.
+            assert_signal_to_noise(output, run(eager, kwargs), MIN_FLOAT_ROWS_SNR)
+            later = run(eager, kwargs | {"timestep": kwargs["timestep"] + 20})
+            assert signal_to_noise(output, later) < MIN_FLOAT_ROWS_SNR
     assert fake.captures == 1 + text_graphs
     step = text_graphs
     assert fake.replays == [0, step, step, step] if text_graphs else [0, 0, 0]
