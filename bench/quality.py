@@ -148,7 +148,9 @@ class Session:
         self.failed = []
         known = output.read(f"quality-{args.model}")
         # Rows of other code stay until their arm is measured again: each names its commit.
-        self.rows = known["arms"] if known.get("arguments") == self.arguments else {}
+        known = known if known.get("arguments") == self.arguments else {}
+        self.rows = known.get("arms", {})
+        self.scale = judge.scale() if judge else known.get("frechet_scale")
 
     def is_known(self, arm):
         """Whether the arm needs no measurement."""
@@ -186,7 +188,10 @@ class Session:
 
     def save(self):
         """Write the JSON; returns its path."""
-        facts = {"arguments": self.arguments, "timesteps": self.run.timesteps, "arms": self.rows}
+        facts = {
+            "arguments": self.arguments, "timesteps": self.run.timesteps, "arms": self.rows,
+            "frechet_scale": self.scale,
+        }  # fmt: skip
         return self.output.write(f"quality-{self.args.model}", facts)
 
     def _samples(self, arm):
@@ -249,7 +254,7 @@ def run_model(args, output):
         else:
             session.measure(arm)
     pictures = draw(session)
-    write_tables(args, output, session.rows, pictures)
+    write_tables(args, output, session, pictures)
     print("\n".join(f"drawn: {path}" for path in pictures.values()))
     print(f"written: {session.save()}")
     if session.failed:
@@ -268,8 +273,9 @@ def make_judge(args, run):
     return frechet.Judge(args.cache, args.model, run, args.images_fd, extract, reference)
 
 
-def write_tables(args, output, rows, pictures):
+def write_tables(args, output, session, pictures):
     """Tables and pictures of one model into the document, main rows of all models into the README."""
+    rows = session.rows
 
     def shown(*names):
         paths = [
@@ -287,7 +293,7 @@ def write_tables(args, output, rows, pictures):
     table = tables.ablation_table(ABLATION, rows)
     output.table(f"{args.model}-temporal", f"{table}\n\n{facts}\n\n{shown('temporal', 'tau')}")
     if args.model == "fashion32":
-        output.table("fashion32-frechet", tables.frechet_table(rows))
+        output.table("fashion32-frechet", tables.frechet_table(rows, session.scale))
     results = {model: output.read(f"quality-{model}") for model in IMAGES}
     readme = f"{tables.readme_table(README_ARMS, results)}\n\n({output.caption()})"
     tables.replace_between(output.readme, "main", readme)

@@ -97,7 +97,8 @@ class Judge:
     def __init__(self, cache, model, run, count, extract, reference):
         self.cache, self.model, self.run, self.count = cache, model, run, count
         self.extract, self.reference = extract, reference
-        self.baseline = extract(self._images("float", {}, run.unet))
+        self.images = self._images("float", {}, run.unet)
+        self.baseline = extract(self.images)
 
     def _images(self, arm, facts, unet):
         run = self.run
@@ -111,3 +112,12 @@ class Judge:
         facts = dict(options=arm.options, calibrated=arm.calibrated, code=fingerprint())
         features = self.extract(self._images(arm.name, facts, converted))
         return paired_bootstrap(self.reference, features, self.baseline) | {"features": FEATURES}
+
+    def scale(self, share=0.05):
+        """What the measure makes of one level up or down, of 255, in a random share of the float pixels."""
+        generator = torch.Generator().manual_seed(self.run.seed)
+        draw = torch.rand(self.images.shape, generator=generator)
+        steps = (draw < share / 2).int() - (draw > 1 - share / 2).int()
+        noisy = (self.images.int() + steps).clamp(0, 255).to(torch.uint8)
+        result = paired_bootstrap(self.reference, self.extract(noisy), self.baseline)
+        return result | {"features": FEATURES, "share": share}

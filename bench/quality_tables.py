@@ -119,9 +119,12 @@ def selection(rows, block="TIAR+FSC", cache="CM", das="DAS"):
     )
 
 
-def frechet_table(rows):
-    """Frechet distances beside the float model's, with the interval of their ratio."""
+def frechet_table(rows, scale=None):
+    """Frechet distances beside the float model's, with the interval of their ratio, and the scale's."""
     judged = {name: row["frechet"] for name, row in rows.items() if "frechet" in row}
+    if scale is not None:
+        name = f"float, {scale['share']:.0%} of the pixels one level (1/255) off at random"
+        judged[name] = scale
     if not judged:
         return "Not measured yet."
     first = next(iter(judged.values()))

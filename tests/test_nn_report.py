@@ -96,7 +96,9 @@ def test_layers_are_torchs_and_show_their_weights(layer, from_float):
     assert not weight.requires_grad
     step = layer.weight.detach().flatten(1).abs().amax(1) / 127
     error = (weight - layer.weight.detach()).flatten(1).abs().amax(1)
-    assert bool((error <= step * 0.5001).all()) and bool((error > 0).any())
+    # The kernels of a convolution keep their sums, which moves some elements past the nearest step.
+    steps = 1 if layer.weight[0, 0].numel() > 1 else 0.5001
+    assert bool((error <= step * steps).all()) and bool((error > 0).any())
     assert_same_bits(quantized.bias.detach(), layer.bias.detach())
     weight.zero_()
     assert bool(quantized.weight.any()), "a view for reading: writing to it changes nothing"

@@ -175,7 +175,8 @@ def test_static_is_one_range_over_all_timesteps(estimator):
         expected = highs.amax(1) - lows.amin(1)
         assert bool(((width / expected - 1).abs() < 0.01).all())  # an end moves by half a step
     else:
-        assert bool((high[:, 0] <= highs.amax(1) * 1.01).all())
+        # A step of the search is 1 % of the whole range, more of a shrunk one.
+        assert bool((high[:, 0] <= highs.amax(1) * 1.02).all())
 
 
 @pytest.mark.parametrize("estimator", ["ema", "percentile", "mse"])
