@@ -29,11 +29,14 @@ _SMI = "driver_version,clocks.sm,clocks.max.sm,power.draw,temperature.gpu"
 sys.path.append(str(BENCH.parent / "tests"))  # operands
 
 
-def add_arguments(parser, limit):
-    """What the three scripts share on the command line."""
+def begin(name, parser, arguments, limit):
+    """What the three scripts begin with: options of the command line, the card, results of `name`."""
     parser.add_argument("--limit", type=float, default=limit, help="seconds in all")
     parser.add_argument("--dry-run", action="store_true", help=DRY_RUN)
     parser.add_argument("--folder", type=pathlib.Path, help="of the results")
+    options = parser.parse_args(arguments)
+    card = Card(options.dry_run)
+    return options, card, Results(name, card, options)
 
 
 class Card:
@@ -158,7 +161,7 @@ class Results:
         Of the file, without suffix.
     card : Card
     options : argparse.Namespace
-        With what :func:`add_arguments` added.
+        With what :func:`begin` adds.
     """
 
     def __init__(self, name, card, options):

@@ -16,7 +16,7 @@ import subprocess
 import tempfile
 
 import torch
-from card import BENCH, Card, Results, add_arguments
+from card import BENCH, begin
 from harness import print_table
 
 from tfq import ops
@@ -251,10 +251,8 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=0.1, help="for each alternative and shape")
     parser.add_argument("--only", default=",".join(KINDS))
-    add_arguments(parser, limit=480)
-    options = parser.parse_args(arguments)
-    card = Card(options.dry_run)
-    results, bench = Results("kernels-cuda", card, options), Bench(card, options.seconds)
+    options, card, results = begin("kernels-cuda", parser, arguments, limit=480)
+    bench = Bench(card, options.seconds)
     for kind in KINDS:
         if kind in options.only.split(","):
             for name, measure in getattr(bench, kind)():

@@ -18,7 +18,7 @@ import statistics
 
 import models
 import torch
-from card import DRY_RUN, Card, Results, add_arguments
+from card import DRY_RUN, begin
 from harness import print_table
 from torch.utils import _pytree as pytree
 
@@ -211,10 +211,7 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=6.0, help="for the timed calls of a row")
     parser.add_argument("--only", default="", help="rows, as sdxl:2,sd15:8")
-    add_arguments(parser, limit=540)
-    options = parser.parse_args(arguments)
-    card = Card(options.dry_run)
-    results = Results("unet-cuda", card, options)
+    options, card, results = begin("unet-cuda", parser, arguments, limit=540)
     only = [name for name in options.only.split(",") if name]
     for name, batch in _DRY_ROWS if card.dry_run else ROWS:
         if not only or f"{name}:{batch}" in only:

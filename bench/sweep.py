@@ -16,7 +16,7 @@ import re
 
 import torch
 import unet_shapes
-from card import Card, Results, add_arguments
+from card import begin
 from harness import print_table
 
 from tfq import ops, weight_only
@@ -183,10 +183,7 @@ def main(arguments=None):
     parser.add_argument("--seconds", type=float, default=0.02, help="for each tile and shape")
     parser.add_argument("--within", type=float, default=1.6, help="of the best modelled cycles")
     parser.add_argument("--install", action="store_true", help="into the package's table")
-    add_arguments(parser, limit=540)
-    options = parser.parse_args(arguments)
-    card = Card(options.dry_run)
-    results = Results("sweep", card, options)
+    options, card, results = begin("sweep", parser, arguments, limit=540)
     for batch, layer in layers(options.dry_run):
         product = Product(card, batch, layer)
         results.add(product.name, lambda product=product: sweep(product, options))

@@ -9,11 +9,10 @@ from diffusers.models import MultiControlNetModel
 from pipelines import build, sample
 from tolerance import MIN_BACKEND_SNR, MIN_UNET_SNR, assert_same_bits, assert_signal_to_noise
 from torch._dynamo.testing import CompileCounterWithBackend
-from unets import SCALE_SHIFT, TEXT_LENGTH, TEXT_TIME
+from unets import SCALE_SHIFT, TEXT_TIME, inputs
 
 import tfq
 from tfq import TfqConfig
-from tfq.shapes import example_inputs
 
 FAMILY = "ControlNet"
 STEPS = 3
@@ -42,18 +41,6 @@ def controlnet(settings=None, dtype=torch.float32):
             torch.nn.init.normal_(layer.weight, std=0.1)
             torch.nn.init.normal_(layer.bias, std=0.1)
     return model.to(dtype).eval()
-
-
-def inputs(model, timesteps=(7, 421), seed=1):
-    """Arguments of a call with an image per timestep and random conditions."""
-    generator = torch.Generator().manual_seed(seed)
-    kwargs = example_inputs(model, len(timesteps), generator)
-    kwargs["timestep"] = torch.tensor(timesteps)
-    text = torch.randn(len(timesteps), TEXT_LENGTH, 24, generator=generator)
-    kwargs["encoder_hidden_states"] = text.to(model.dtype)
-    for name, value in kwargs.get("added_cond_kwargs", {}).items():
-        kwargs["added_cond_kwargs"][name] = torch.randn(value.shape, generator=generator)
-    return kwargs
 
 
 @torch.no_grad()

@@ -119,7 +119,7 @@ class TimestepToRow:
 
     def __call__(self, model, args, kwargs):
         """The arguments, all by name."""
-        inputs = {**dict(zip(self.names, args, strict=False)), **kwargs}
+        inputs = models.call_of(self.names, args, kwargs)
         images, timestep = inputs.get(self.images), inputs.get("timestep")
         if not isinstance(images, torch.Tensor) or timestep is None:
             return None  # forward itself says what is missing

@@ -11,7 +11,7 @@ import inspect
 import torch
 
 from tfq.distributed import failing_together, gather, is_mine
-from tfq.models import arguments_of, image_argument, images_of, output_of
+from tfq.models import arguments_of, call_of, image_argument, images_of, output_of
 from tfq.shapes import example_inputs
 
 DEFAULT_STEPS = 50
@@ -206,7 +206,7 @@ def record_calls(unet, calibration, scheduler, num_inference_steps, config, prog
         calls = units[unit] = []
 
     def record(module, args, kwargs):
-        call = {**dict(zip(names, args, strict=False)), **kwargs}
+        call = call_of(names, args, kwargs)
         call = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in call.items()}
         calls.append([call, None])
 

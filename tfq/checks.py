@@ -26,7 +26,7 @@ class CheckInputs:
         """Check the noisy images, and that no input requires grad."""
         if torch.compiler.is_compiling():
             return  # a hook is a graph of its own, compiled again for every shape it looks at
-        inputs = {**dict(zip(self.names, args, strict=False)), **kwargs}
+        inputs = models.call_of(self.names, args, kwargs)
         if self.images not in inputs:
             return  # forward itself says what is missing
         sample = inputs[self.images]

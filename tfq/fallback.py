@@ -4,6 +4,8 @@ Which they are is measured (:mod:`tfq.ops._dispatch`), so it depends on the card
 call. The layer keeps its integers: they are expanded to the type of the activations before each product.
 """
 
+import math
+
 from tfq.nn import Conv2d, Linear, ShortcutConv2d
 
 
@@ -35,10 +37,7 @@ def trace_products(layers, call):
         def watched(operation, q, qparams, suffix="", **epilogue):
             out = product(operation, q, qparams, suffix, **epilogue)
             n, *rest = shapes[suffix]
-            depth = 1
-            for size in rest:
-                depth *= size
-            seen.append((layer, (operation, out.numel() // n, n, depth), q))
+            seen.append((layer, (operation, out.numel() // n, n, math.prod(rest)), q))
             return out
 
         layer.__dict__["_product"] = watched

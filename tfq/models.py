@@ -70,6 +70,11 @@ def arguments_of(model):
     return [p.name for p in parameters], required
 
 
+def call_of(names, args, kwargs):
+    """The arguments of a call as a hook gets them, all by name; `names` from :func:`arguments_of`."""
+    return {**dict(zip(names, args, strict=False)), **kwargs}
+
+
 def conditions_of(model):
     """Names of the arguments that nothing but a pipeline can make up."""
     return [name for name in arguments_of(model)[1] if name not in (*_IMAGES, "timestep")]

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from tfq.distributed import failing_together, gather, is_mine
-from tfq.models import arguments_of, images_of, output_of
+from tfq.models import arguments_of, call_of, images_of, output_of
 from tfq.temporal import VALUE_SLOT
 
 # Columns of the regression: float output, sample, 1; behind them the error.
@@ -49,7 +49,7 @@ class OutputCorrection(nn.Module):
 
     def correct(self, model, args, kwargs, output):
         """The model's output, tuple or dataclass, with its ``sample`` corrected."""
-        call = {**dict(zip(self.arguments, args, strict=False)), **kwargs}
+        call = call_of(self.arguments, args, kwargs)
         images, timestep = images_of(call), torch.as_tensor(call["timestep"])
         if timestep.dim() == 2:  # a transformer's row
             timestep = timestep[:, VALUE_SLOT]

@@ -112,6 +112,7 @@ def plan_layers(unet, config, macs, skip_sources):
     temporal_reason = "temporal block: float"
     if partition["conditions"]:
         temporal_reason += f", as {', '.join(partition['conditions'])} joins it"
+    adaln_embeddings = tuple(f"{norm}.emb." for norm in models.adaln_norms(unet))
     shortcuts = _shortcuts(known) | dict.fromkeys(models.residual_outputs(unet))
     plans = []
     for name, module in known.items():
@@ -123,7 +124,7 @@ def plan_layers(unet, config, macs, skip_sources):
         )  # fmt: skip
         if name in temporal_names:
             plan.keep_float(temporal_reason)
-        elif reason := _kept_float(unet, name, module, config):
+        elif reason := _kept_float(unet, name, module, config, adaln_embeddings):
             plan.keep_float(reason)
         plans.append(plan)
         if plan.converted and name in shortcuts:
@@ -142,13 +143,13 @@ def _shortcuts(modules):
     }
 
 
-def _kept_float(unet, name, module, config):
+def _kept_float(unet, name, module, config, adaln_embeddings):
     """Why a layer outside of the temporal block stays float, or an empty string."""
     if name in models.BOUNDARY:
         return models.BOUNDARY[name]
     parent = name.split(".")[0]
-    is_adaln = any(name.startswith(f"{norm}.emb.") for norm in models.adaln_norms(unet))
-    if is_adaln or parent in _EMBEDDINGS and isinstance(getattr(unet, parent, None), nn.Module):
+    is_embedding = parent in _EMBEDDINGS and isinstance(getattr(unet, parent, None), nn.Module)
+    if is_embedding or name.startswith(adaln_embeddings):
         return "time or condition embedding: kept float"
     if any(name == n or name.startswith(n + ".") for n in config.modules_to_not_convert):
         return "in modules_to_not_convert"

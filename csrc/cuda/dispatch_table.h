@@ -1,4 +1,4 @@
-// Which tile was measured to be the fastest for a product, by card: the data of tfq/dispatch.json.
+// Which tile was measured to be the fastest for a product, by card: the data of tfq/ops/dispatch.json.
 #pragma once
 
 #include <cstdint>

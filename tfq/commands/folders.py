@@ -7,7 +7,7 @@ import pathlib
 import diffusers
 import torch
 
-from tfq.models import CLASS_NAMES
+from tfq.models import CLASS_NAMES, CLASSES
 from tfq.saving import DTYPES
 
 # Where a pipeline's folder has the model that is converted.
@@ -57,7 +57,7 @@ class ModelFolder:
                 f"transformer, nor of a pipeline with one"
             )
         config = json.loads((unet / "config.json").read_text())
-        if config.get("_class_name") not in CLASS_NAMES.split(", "):
+        if config.get("_class_name") not in {cls.__name__ for cls in CLASSES}:
             raise ValueError(
                 f"{str(unet)!r} holds a {config.get('_class_name')}; tfq converts {CLASS_NAMES}"
             )
