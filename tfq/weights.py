@@ -136,23 +136,20 @@ def round_kernels(scaled):
     Tensor
         Integers as float32, each less than 1 from its element.
     """
-    rounded = scaled.round()
-    if scaled[0, 0].numel() == 1:
-        return rounded
-    step = max(1, _CHUNK_ELEMENTS // scaled[0].numel())
-    for q, exact in zip(rounded.split(step), scaled.split(step), strict=True):
-        error = (q - exact).flatten(2)
-        moves = torch.zeros_like(error)
+    kernels = scaled.flatten(2)
+    rounded = kernels.round()
+    step = max(1, _CHUNK_ELEMENTS // max(kernels[:1].numel(), 1))
+    for q, exact in zip(rounded.split(step), kernels.split(step), strict=True):
+        error = q - exact
         while True:
             total = error.sum(2, keepdim=True)
             direction = total.sign() * (total.abs() > 0.5 + _SUM_TOLERANCE)
             if not direction.any():
                 break
             farthest = (error * direction).argmax(2, keepdim=True)
-            moves.scatter_add_(2, farthest, -direction)
-            error.scatter_add_(2, farthest, -direction)
-        q += moves.view_as(q)
-    return rounded
+            for values in (q, error):
+                values.scatter_add_(2, farthest, -direction)
+    return rounded.view_as(scaled)
 
 
 def quantize_weight(weight, bits=8):
