@@ -4,7 +4,7 @@
     python bench/unet.py --model sd15 --batch 1
     python bench/unet.py --model dit-xl2 --batch 2    # a class and none, as guidance calls it
     python bench/unet.py --isa avx2                   # every engine held to AVX2
-    python bench/unet.py --arms tfq,tfq-w4,fp32,bf16,openvino-int8
+    python bench/unet.py --arms tfq-bf16-graph,tfq-w4,fp32,bf16,openvino-int8
 
 Weights are random unless the model is a trained one (its name in the table says so): speed does not
 depend on them, and the PSNR beside each time is of one call to float, not of sampled images.
@@ -27,6 +27,12 @@ ISA_ENVIRONMENT = {"best": {}, "avx512vnni": VNNI_ENVIRONMENT, "avx2": AVX2_ENVI
 RANDOM = ("ddpm-cifar10", "sd15", "dit-s2", "dit-xl2", "pixart-s2", "pixart-xl2")
 TRAINED = ("fashion32", "animeface64")
 TIMESTEP = 500
+TFQ_ARMS = [
+    f"tfq{bits}{dtype}{graph}"
+    for bits in ("", "-w4")
+    for dtype in ("", "-bf16")
+    for graph in ("", "-graph")
+]
 
 
 def parse_arguments():
@@ -40,7 +46,9 @@ def parse_arguments():
     parser.add_argument(
         "--isa", choices=ISA_ENVIRONMENT, default="best", help="cap of every engine"
     )
-    parser.add_argument("--arms", default="fp32,bf16,tfq,tfq-bf16", help="comma-separated")
+    parser.add_argument(
+        "--arms", default="fp32,bf16,tfq-bf16,tfq-bf16-graph", help="comma-separated"
+    )
     parser.add_argument("--seconds", type=float, default=30.0, help="time to spend on measuring")
     return parser.parse_args()
 
@@ -71,11 +79,13 @@ def build_arms(names, unet, scheduler, inputs):
     def float_model(dtype):
         return copy.deepcopy(unet).to(dtype).to(memory_format=torch.channels_last)
 
-    def converted(dtype, weights):
+    def converted(dtype, weights, graph):
         # Nearest rounding: a reconstruction changes the integers, not the time.
         model = copy.deepcopy(unet).to(dtype)
         config = tfq.TfqConfig(weights=weights, precision="uniform")
         tfq.convert(model, config, calibration=[moved_inputs(dtype)])
+        if graph:
+            tfq.graph(model)
         share = tfq.report(model).to_dict()["native_mac_share"]
         return runner(model, dtype), {"native_mac_share": share}
 
@@ -87,11 +97,12 @@ def build_arms(names, unet, scheduler, inputs):
         elif name == "compile-bf16":
             model = torch.compile(float_model(torch.bfloat16))
             arms["torch.compile bf16"] = (runner(model, torch.bfloat16), {})
-        elif name in ("tfq", "tfq-bf16", "tfq-w4", "tfq-w4-bf16"):
-            dtype = torch.bfloat16 if name.endswith("bf16") else torch.float32
+        elif name in TFQ_ARMS:
+            dtype = torch.bfloat16 if "-bf16" in name else torch.float32
             bits = 4 if "-w4" in name else 8
-            label = f"tfq W{bits}A8 ({str(dtype).removeprefix('torch.')})"
-            arms[label] = converted(dtype, f"int{bits}")
+            graph = name.endswith("-graph")
+            label = f"tfq W{bits}A8 ({str(dtype).removeprefix('torch.')}{', graph' * graph})"
+            arms[label] = converted(dtype, f"int{bits}", graph)
         elif name in ("openvino-float", "openvino-int8"):
             import openvino_arm
 

@@ -156,8 +156,15 @@ def graph_without_kernels():
     """`tfq.graph` of a model that says it is on a card, in a build for the CPU."""
     unet = convert()
     unet.__class__ = type("OnCard", (UNet2DModel,), {"device": torch.device("cuda")})
-    with mock.patch("tfq.cuda_graph.HAS_CUDA", False):
+    with mock.patch("tfq.graphs.HAS_CUDA", False):
         tfq.graph(unet)
+
+
+def graph_with_a_host_value():
+    unet = convert("plain")
+    unet.conv_in.register_forward_hook(lambda module, args, output: output * output.max().item())
+    with torch.no_grad():
+        tfq.graph(unet)(**inputs(build("plain")))
 
 
 def compare(first, second, **options):
@@ -194,8 +201,8 @@ CASES = {
     "…: … must be … as the model": lambda _: call(sample=lambda x: x.double()),
     "…: … requires grad": lambda _: call(sample=lambda x: x.requires_grad_()),
     "graph: needs a model converted": lambda _: tfq.graph(build("plain")),
-    "`graph: CUDA graphs need": lambda _: tfq.graph(convert()),
-    "graph: this build of tfq": lambda _: graph_without_kernels(),
+    "graph: the model is on": lambda _: graph_without_kernels(),
+    "graph: a value goes to the host": lambda _: graph_with_a_host_value(),
     "convert: activation_ranges=…": lambda _: convert(config=static()),
     "convert: calibration must be an int": lambda _: convert(calibration=1.5),
     "convert: calibration must be at least 1": lambda _: convert(calibration=0),

@@ -10,8 +10,8 @@ from unets import build, inputs, run
 
 import tfq
 from tfq import fallback
-from tfq.cuda_graph import GraphedForward
 from tfq.fallback import _layers, prefer_float, trace_products
+from tfq.graphs import GraphedForward
 
 
 def table(keys):

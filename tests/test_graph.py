@@ -9,7 +9,7 @@ import copy
 
 import pytest
 import torch
-from tolerance import assert_same_bits, assert_signal_to_noise, signal_to_noise
+from tolerance import assert_same_bits
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
@@ -17,10 +17,9 @@ from unets import build, inputs, run
 
 import tfq
 from tfq import TfqConfig, capture
-from tfq.cuda_graph import GraphedForward
+from tfq.graphs import GraphedForward
 from tfq.shapes import example_inputs
 
-MIN_FLOAT_ROWS_SNR = 38
 HOST = {
     getattr(torch.Tensor, name)
     for name in ("item", "tolist", "cpu", "numpy", "__bool__", "__int__", "__float__", "nonzero", "unique")
@@ -34,7 +33,7 @@ class NoHost(TorchFunctionMode):
 
 
 class FakeCapture:
-    """As tfq.cuda_graph.CudaCapture; counts."""
+    """As tfq.cuda_capture.CudaCapture; counts."""
 
     def __init__(self):
         self.captures, self.replays = 0, []
@@ -105,14 +104,7 @@ def test_one_graph_serves_every_timestep(name, settings):
         if text is not None:
             kwargs["encoder_hidden_states"] = text
         output = run(unet, kwargs)
-        if name != "cross_time_cond":
-            assert_same_bits(output, run(eager, kwargs))
-        else:
-            # Float parts of its rows are one product for all images here, and one each in eager calls:
-            # they differ by 1e-7, and what rounds to another integer spreads. Seen: 42.4 dB.
-            assert_signal_to_noise(output, run(eager, kwargs), MIN_FLOAT_ROWS_SNR)
-            later = run(eager, kwargs | {"timestep": kwargs["timestep"] + 20})
-            assert signal_to_noise(output, later) < MIN_FLOAT_ROWS_SNR
+        assert_same_bits(output, run(eager, kwargs))
     assert fake.captures == 1 + text_graphs
     step = text_graphs
     assert fake.replays == [0, step, step, step] if text_graphs else [0, 0, 0]
@@ -186,13 +178,11 @@ def test_a_copy_captures_for_itself():
     assert_same_bits(run(other, kwargs), expected)
 
 
-def test_errors_say_what_is_needed():
+def test_a_model_that_is_not_converted_is_refused():
     with pytest.raises(
         TypeError, match="needs a model converted by tfq.convert, got a UNet2DModel"
     ):
         tfq.graph(build("plain"))
-    with pytest.raises(NotImplementedError, match="on a CUDA device, got 'cpu'; move it with"):
-        tfq.graph(convert("plain"))
 
 
 @pytest.mark.parametrize("index", [False, True])

@@ -38,7 +38,7 @@ from tfq.text_cache import reuse_text  # noqa: E402
 if importlib.util.find_spec("diffusers") is not None:
     from tfq.comparison import Comparison, compare
     from tfq.conversion import convert
-    from tfq.cuda_graph import graph
+    from tfq.graphs import graph
     from tfq.reporting import Report, report
     from tfq.saving import save
     from tfq.temporal import temporal_blocks

@@ -296,7 +296,13 @@ class TemporalEmbedding(nn.Module):
     def _captured(self, key, condition):
         index = capture.index()
         if index is None:
-            return self._traced(decode_timesteps(key), condition)
+            values = decode_timesteps(key)
+            # On a CPU the bits are those of an eager call; a GPU would launch kernels for each image.
+            return (
+                _one_by_one(self._traced, values, condition)
+                if values.is_cpu
+                else self._traced(values, condition)
+            )
         return backends.get("native").temporal_gather(self.table, index)
 
     def _traced(self, values, condition):

@@ -5,6 +5,7 @@
 #include "bindings/args.h"
 #include "bindings/bindings.h"
 #include "bindings/convert.h"
+#include "bindings/program.h"
 #include "common/math.h"
 #include "cpu/attention_s8/attention_s8.h"
 #include "cpu/conv2d_s8/conv2d_s8.h"
@@ -266,21 +267,26 @@ void dequantize_weight(Address weight, Address zero_point, int64_t n, int64_t k,
 }  // namespace
 
 void bind_cpu(py::module_& module) {
-  module.def("gemm_s8", gemm_s8);
-  module.def("conv2d_s8", conv2d_s8);
-  module.def("quantize", quantize);
-  module.def("group_norm_silu_quantize", group_norm_silu_quantize);
-  module.def("layer_norm_quantize", layer_norm_quantize);
-  module.def("geglu_quantize", geglu_quantize);
-  module.def("attention_s8", attention_s8);
-  module.def("resnet_block", resnet_block);
-  module.def("temporal_gather", temporal_gather);
-  module.def("temporal_gather_dequantize", temporal_gather_dequantize);
+  py::class_<Program> program(module, "Program");
+  program.def(py::init<>()).def("run", &Program::run).def("__len__", &Program::size);
+  const auto define = [&](const char* name, auto* operation) {
+    define_operation(module, program, name, operation);
+  };
+  define("gemm_s8", gemm_s8);
+  define("conv2d_s8", conv2d_s8);
+  define("quantize", quantize);
+  define("group_norm_silu_quantize", group_norm_silu_quantize);
+  define("layer_norm_quantize", layer_norm_quantize);
+  define("geglu_quantize", geglu_quantize);
+  define("attention_s8", attention_s8);
+  define("resnet_block", resnet_block);
+  define("temporal_gather", temporal_gather);
+  define("temporal_gather_dequantize", temporal_gather_dequantize);
+  define("dequantize_weight", dequantize_weight);
   module.def("pack_weight", pack_weight);
   module.def("unpack_weight", unpack_weight);
   module.def("pack_weight_s4", pack_weight_s4);
   module.def("unpack_weight_s4", unpack_weight_s4);
-  module.def("dequantize_weight", dequantize_weight);
 }
 
 }  // namespace tfq::bindings

@@ -5,7 +5,7 @@ from torch.compiler import is_dynamo_compiling
 
 from tfq._ext import _C
 from tfq.geometry import packed_shape
-from tfq.ops import _cuda
+from tfq.ops import _cuda, _recording
 
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.uint8: 2, torch.float16: 3}
 FLOAT_DTYPES = (torch.float32, torch.bfloat16)
@@ -89,13 +89,13 @@ def require_cpu(operation, tensor):
 def native(operation, x, **others):
     """The native functions for the device of `x`; ValueError if another operand is elsewhere."""
     if not HAS_CUDA:
-        return _C  # require() let nothing but CPU tensors through
+        return _recording.kernels()  # require() let nothing but CPU tensors through
     for name, tensor in others.items():
         if tensor is not None and tensor.device != x.device:
             raise ValueError(
                 f"{operation}: {name} must be on the device of x, '{x.device}', got '{tensor.device}'"
             )
-    return _C if x.is_cpu else _cuda.Kernels(x.device)
+    return _recording.kernels() if x.is_cpu else _cuda.Kernels(x.device)
 
 
 def refuse_grad(operation, name, tensor):

@@ -4,11 +4,11 @@ import math
 
 import torch
 
-from tfq._ext import _C
 from tfq.ops._checks import (
     DTYPE_CODES,
     FLOAT_DTYPES,
     is_traced,
+    native,
     require,
     require_contiguous,
     require_cpu,
@@ -73,7 +73,7 @@ def attention_s8(query, key, value, heads, *, scale=None, out_dtype=None):
             f"{name}: out_dtype must be torch.float32 or torch.bfloat16, got {out_dtype}"
         )
     out = torch.empty(query.shape, dtype=out_dtype)
-    _C.attention_s8(
+    native(name, query).attention_s8(
         query.data_ptr(), key.data_ptr(), value.data_ptr(), DTYPE_CODES[query.dtype],
         (batch, tokens, key.shape[1], heads, head_size), scale, out.data_ptr(),
         DTYPE_CODES[out_dtype],

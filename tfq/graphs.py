@@ -1,4 +1,4 @@
-"""A converted UNet as CUDA graphs: one for all timesteps, and one for what depends on the text alone."""
+"""A converted UNet captured as graphs: one for all timesteps, and one for what depends on the text alone."""
 
 import copy
 import inspect
@@ -7,42 +7,14 @@ import torch
 from torch.utils import _pytree as pytree
 
 from tfq import capture, text_cache
+from tfq.cpu_capture import CpuCapture
+from tfq.cuda_capture import CudaCapture
 from tfq.fallback import prefer_float
 from tfq.ops import _dispatch
 from tfq.ops._checks import HAS_CUDA, HOW_TO_GET_CUDA
 from tfq.temporal import TemporalEmbedding
 
-_WARM_UPS = 2
 _TEXT = "encoder_hidden_states"
-
-
-class CudaCapture:
-    """Makes CUDA graphs, on a stream of its own."""
-
-    def __init__(self, device):
-        self.stream = torch.cuda.Stream(device)
-
-    def __deepcopy__(self, memo):
-        return CudaCapture(self.stream.device)
-
-    def new_pool(self):
-        """Memory for graphs that replay one after the other."""
-        return torch.cuda.graph_pool_handle()
-
-    def warm_up(self, run):
-        """Run what will be captured, which then finds everything made that is made on first use."""
-        self.stream.wait_stream(torch.cuda.current_stream(self.stream.device))
-        with torch.cuda.stream(self.stream):
-            for _ in range(_WARM_UPS):
-                run()
-        self.stream.synchronize()
-
-    def __call__(self, run, pool):
-        """(function that runs it again on the current stream, what it returned)."""
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool, stream=self.stream):
-            result = run()
-        return graph.replay, result
 
 
 class Captured:
@@ -50,18 +22,21 @@ class Captured:
 
     Parameters
     ----------
-    forward : callable
-        Of the UNet, with keyword arguments.
+    forward : method
+        Of the UNet's class, bound; called with keyword arguments.
     leaves, spec : list, TreeSpec
         The arguments but the timestep, flattened; tensors of the device.
     timestep : Tensor
         ``(batch,)`` on the device: what the graph looks up, unless there is an `index`.
     index : Tensor or None
         int64 ``(batch,)`` on the device: the rows.
-    make : CudaCapture
+    make : CpuCapture or CudaCapture
     """
 
     def __init__(self, forward, leaves, spec, timestep, index, make):
+        model = forward.__self__
+        # The kernels read these addresses even if the model is given other weights.
+        self.weights = [x.detach() for x in (*model.parameters(), *model.buffers())]
         self.leaves = [x.clone() if isinstance(x, torch.Tensor) else x for x in leaves]
         self.timestep, self.index = timestep.clone(), index
         text = pytree.tree_unflatten(self.leaves, spec).get(_TEXT)
@@ -72,13 +47,11 @@ class Captured:
         # What hangs on the text alone is the graph's too: its tensors are kept.
         self.cache = text_cache.TextCache()
 
-        @torch.no_grad()
         def run():
             arguments = pytree.tree_unflatten(self.leaves, spec)  # anew: a forward may empty lists
             with text_cache.use(self.cache), capture.rows(index):
                 return forward(timestep=self.timestep, **arguments)
 
-        @torch.no_grad()
         def run_text():
             self.cache.compute_again()
 
@@ -100,10 +73,9 @@ class Captured:
             self._read_text(leaves[self.position])
         if self.index is None:
             self.timestep.copy_(timestep)
-        elif len(set(rows)) == 1:
-            self.index.fill_(rows[0])
         else:
-            self.index.copy_(torch.tensor(rows), non_blocking=True)
+            _write(self.timestep, timestep.tolist())
+            _write(self.index, rows)
         self.replay()
         return type(self.output)(sample=self.output.sample.clone())
 
@@ -117,12 +89,20 @@ class Captured:
             self.replay_text()
 
 
+def _write(tensor, values):
+    """Values of the host into a vector of the device, which nobody waits for."""
+    if len(set(values)) == 1:
+        tensor.fill_(values[0])
+    else:
+        tensor.copy_(torch.tensor(values), non_blocking=True)
+
+
 class GraphedForward:
     """Stands for ``unet.forward``: captures on the first call of a signature, replays on the others."""
 
     def __init__(self, unet, make, slower=None, card=""):
         self.unet, self.make = unet, make
-        self.slower, self.card = slower or {}, card  # arguments of tfq.fallback.prefer_float
+        self.slower, self.card = slower, card  # of tfq.fallback.prefer_float; None: no layer moves
         self.signature = inspect.signature(type(unet).forward)
         self.captured = {}
 
@@ -131,6 +111,8 @@ class GraphedForward:
         unet, make = (copy.deepcopy(value, memo) for value in (self.unet, self.make))
         return GraphedForward(unet, make, self.slower, self.card)
 
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def __call__(self, *args, **kwargs):
         """As the UNet's own ``forward``."""
         arguments = dict(self.signature.bind(self.unet, *args, **kwargs).arguments)
@@ -146,14 +128,14 @@ class GraphedForward:
         if key not in self.captured:
             device = arguments["sample"].device
             index = None if rows is None else torch.tensor(rows, device=device)
-            self._choose_float(lambda: forward(timestep=values, **arguments), index)
+            if self.slower is not None:
+                self._choose_float(lambda: forward(timestep=values, **arguments), index)
             self.captured[key] = Captured(
                 forward, leaves, spec, values.to(device), index, self.make
             )
         output = self.captured[key](leaves, values, rows)
         return output if return_dict else (output.sample,)
 
-    @torch.no_grad()
     def _choose_float(self, call, index):
         with capture.rows(index):
             prefer_float(self.unet, call, self.slower, self.card)
@@ -180,23 +162,25 @@ def _facts(leaf):
 
 
 def graph(unet):
-    """Run a converted UNet as CUDA graphs from now on, in place.
+    """Run a converted UNet without its Python from now on, in place: the same bits, sooner.
 
     The first call of each signature (shapes, dtypes and what is no tensor) runs the model and captures
-    it; later ones copy their inputs into the graph's memory and replay it, whatever the timestep: its
-    row is read by index in device memory. A timestep on the host (a number or a CPU tensor) that has a
-    row costs nothing else, and one that has none runs without a graph; one on the GPU is looked up there,
+    it: on a GPU as a CUDA graph, on a CPU as a list of the kernels and of torch's operators with their
+    memory. Later ones copy their inputs into that memory and replay it, whatever the timestep: its
+    row is read by index in the device's memory. A timestep on the host (a number or a CPU tensor) that has
+    a row costs nothing else, and one that has none runs without a graph; one on the GPU is looked up there,
     beside the float block that computes unknown ones, unless ``drop_tib=True`` removed that. Key and
     value of the text are a second graph, replayed only when the text is another tensor than before.
-    Where it was measured that a layer's product is no faster on integers (``bench/sweep.py``), the layer is
-    captured in float, and :func:`tfq.report` lists it with the times.
-    Nothing waits for the GPU. One call at a time; hooks inside of the UNet do not run in a replay. After a
-    change to the model call this again; ``del unet.forward`` ends it.
+    On a GPU where it was measured that a layer's product is no faster on integers (``bench/sweep.py``), the
+    layer is captured in float, and :func:`tfq.report` lists it with the times; nothing waits for the GPU.
+    One call at a time; hooks inside of the UNet do not run in a replay. Values written into the weights
+    are seen; after any other change to the model (adapters, ``to()``) call this again; ``del unet.forward``
+    ends it.
 
     Parameters
     ----------
     unet : UNet2DModel or UNet2DConditionModel
-        Converted by :func:`tfq.convert`, on a CUDA device.
+        Converted by :func:`tfq.convert`.
 
     Returns
     -------
@@ -208,21 +192,20 @@ def graph(unet):
     TypeError
         If it is not converted.
     NotImplementedError
-        If it is not on a CUDA device, or this build has no kernels for it.
+        If this build has no kernels for its device; at a call, if the model reads values on the host.
     """
     if not isinstance(getattr(unet, "time_embedding", None), TemporalEmbedding):
         raise TypeError(
             f"graph: needs a model converted by tfq.convert, got a {type(unet).__name__}"
         )
     device = unet.device
-    if device.type != "cuda":
-        raise NotImplementedError(
-            f"graph: CUDA graphs need the model on a CUDA device, got '{device}'; move it with "
-            f"unet.to('cuda')"
-        )
+    if device.type == "cpu":
+        unet.forward = GraphedForward(unet, CpuCapture())
+        return unet
     if not HAS_CUDA:
         raise NotImplementedError(
-            f"graph: this build of tfq has native kernels for 'cpu' only; {HOW_TO_GET_CUDA}"
+            f"graph: the model is on '{device}', but this build of tfq has native kernels for 'cpu' only; "
+            f"{HOW_TO_GET_CUDA}"
         )
     card = _dispatch.card_of(device)
     slower = _dispatch.slower_than_float(_dispatch.load(), card)
