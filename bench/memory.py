@@ -5,8 +5,8 @@
 
 Every arm is saved once and loaded and run in a process of its own, after `import torch` was measured
 there: what counts is the largest resident memory from the start of the loading to the end of the step, and
-of the step alone, above that. Resident weights are the bytes of all parameters and buffers, tables
-included, as a fraction of the float32 model's.
+of the step alone, above that; with tfq.graph the step is the one that captures. Resident weights are the
+bytes of all parameters and buffers, tables included, as a fraction of the float32 model's.
 """
 
 import argparse
@@ -15,9 +15,11 @@ import subprocess
 import sys
 import tempfile
 
+GRAPH = ", graph"
 ARMS = {
     "torch bf16": ("bfloat16", None),
     "tfq W8A8 (bfloat16)": ("bfloat16", dict(weights="int8")),
+    f"tfq W8A8 (bfloat16){GRAPH}": ("bfloat16", dict(weights="int8")),
     "tfq W8A8 (bfloat16), drop_tib": ("bfloat16", dict(weights="int8", drop_tib=True)),
     "tfq W4A8 (float32), drop_tib": ("float32", dict(weights="int4", drop_tib=True)),
     "tfq W4A8 (bfloat16), drop_tib": ("bfloat16", dict(weights="int4", drop_tib=True)),
@@ -35,7 +37,9 @@ def parse_arguments():
     parser.add_argument("--arms", help="comma-separated names, default all of them")
     parser.add_argument("--weights-only", action="store_true")
     parser.add_argument("--no-write", action="store_true", help="print only")
-    parser.add_argument("--step", nargs=2, metavar=("FOLDER", "DTYPE"), help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--step", nargs=3, metavar=("FOLDER", "DTYPE", "ARM"), help=argparse.SUPPRESS
+    )
     return parser.parse_args()
 
 
@@ -55,7 +59,7 @@ def _inputs(unet):
     return inputs
 
 
-def run_step(folder, dtype):
+def run_step(folder, dtype, arm):
     """Load the model of `folder` and run a step; print three numbers of bytes.
 
     They are resident after ``import torch``, the peak of loading and step, and the peak of the step.
@@ -65,12 +69,14 @@ def run_step(folder, dtype):
     before = _status("VmRSS")
     import diffusers
 
-    import tfq  # noqa: F401  (lets diffusers load a converted model)
+    import tfq  # which lets diffusers load a converted model
 
     dtype = getattr(torch, dtype)
     name = diffusers.UNet2DConditionModel.load_config(folder)["_class_name"]
     unet = getattr(diffusers, name).from_pretrained(folder, torch_dtype=dtype)
     inputs = _inputs(unet)
+    if arm.endswith(GRAPH):
+        tfq.graph(unet)
     whole = _status("VmHWM")
     pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     with torch.no_grad():
@@ -120,7 +126,7 @@ def main():
             results[arm] = {"weight_bytes": size, "of_float32": size / whole}
             if args.weights_only:
                 continue
-            command = [sys.executable, __file__, "--step", folder, dtype]
+            command = [sys.executable, __file__, "--step", folder, dtype, arm]
             done = subprocess.run(command, check=True, capture_output=True, text=True)
             before, with_loading, step = map(int, done.stdout.split())
             results[arm] |= {

@@ -9,25 +9,31 @@ import logging
 
 import openvino
 import torch
+from torch.utils import _pytree as pytree
 
 from tfq.timing import timed
 
 CALIBRATION_CALLS = 8
+# Above this many parameters one call calibrates and nothing corrects the biases, which needs models of
+# parts of the model beside it: time does not depend on either.
+LARGE = 1_000_000_000
 # bfloat16 is slower than float32 where the CPU only emulates it.
 HINTS = ("bf16", "f32")
 TIMED_CALLS = 3
 
 
 class _PlainUNet(torch.nn.Module):
-    """Positional tensors in, tensor out, as a tracer wants it."""
+    """Positional tensors in, tensor out, as a tracer wants it; float inputs in the dtype of the UNet."""
 
-    def __init__(self, unet, names):
+    def __init__(self, unet, spec):
         super().__init__()
         self.unet = unet
-        self.names = names
+        self.spec = spec
 
     def forward(self, *tensors):
-        return self.unet(**dict(zip(self.names, tensors, strict=True))).sample
+        dtype = self.unet.dtype
+        tensors = [t.to(dtype) if t.is_floating_point() else t for t in tensors]
+        return self.unet(**pytree.tree_unflatten(tensors, self.spec)).sample.float()
 
 
 def compile_unet(unet, inputs, int8):
@@ -38,31 +44,34 @@ def compile_unet(unet, inputs, int8):
     Parameters
     ----------
     unet : UNet2DModel or UNet2DConditionModel
-        Float32.
+        Float32, or bfloat16 to save memory.
     inputs : dict
         Keyword arguments of a call; the shapes become static.
     int8 : bool
         Quantise with NNCF.
     """
-    tensors = {k: torch.tensor(v) if isinstance(v, int) else v for k, v in inputs.items()}
-    wrapper = _PlainUNet(unet, list(tensors)).eval()
+    leaves, spec = pytree.tree_flatten(inputs)
+    tensors = [torch.tensor(v) if isinstance(v, int) else v for v in leaves]
+    wrapper = _PlainUNet(unet, spec).eval()
     with torch.no_grad():
         model = openvino.convert_model(
             wrapper,
-            example_input=tuple(tensors.values()),
-            input=[list(t.shape) for t in tensors.values()],
+            example_input=tuple(tensors),
+            input=[list(t.shape) for t in tensors],
         )
-    arrays = [t.numpy() for t in tensors.values()]
+    arrays = [t.numpy() for t in tensors]
     if int8:
         import nncf
 
+        large = sum(p.numel() for p in unet.parameters()) > LARGE
         nncf.set_log_level(logging.ERROR)
         generator = torch.Generator().manual_seed(1)
         samples = [
             [torch.randn(arrays[0].shape, generator=generator).numpy(), *arrays[1:]]
-            for _ in range(CALIBRATION_CALLS)
+            for _ in range(1 if large else CALIBRATION_CALLS)
         ]
-        model = nncf.quantize(model, nncf.Dataset(samples))
+        settings = nncf.AdvancedQuantizationParameters(disable_bias_correction=large)
+        model = nncf.quantize(model, nncf.Dataset(samples), advanced_parameters=settings)
     calls = {hint: _compiled(model, arrays, hint) for hint in HINTS}
     best = {hint: min(timed(call) for _ in range(TIMED_CALLS)) for hint, call in calls.items()}
     hint = min(best, key=best.get)

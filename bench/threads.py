@@ -1,6 +1,6 @@
 """Two threads against one: a converted UNet, both in turns in one process.
 
-python bench/threads.py --batch 4
+python bench/threads.py --batch 4 --graph
 """
 
 import argparse
@@ -22,6 +22,7 @@ def main():
     parser.add_argument("--model", choices=("ddpm-cifar10", "sd15"), default="ddpm-cifar10")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="bfloat16")
+    parser.add_argument("--graph", action="store_true", help="through tfq.graph")
     parser.add_argument("--seconds", type=float, default=30.0, help="time to spend on measuring")
     parser.add_argument("--no-write", action="store_true", help="print only")
     args = parser.parse_args()
@@ -30,6 +31,8 @@ def main():
     unet = unet.to(getattr(torch, args.dtype))
     inputs = example_inputs(unet, args.batch, torch.Generator().manual_seed(0))
     tfq.convert(unet, tfq.TfqConfig(precision="uniform"), calibration=[inputs])
+    if args.graph:
+        tfq.graph(unet)
 
     def runner(threads):
         @torch.no_grad()
@@ -43,8 +46,8 @@ def main():
     timings = interleave({n: runner(n) for n in COUNTS}, seconds=args.seconds)
     ratio = paired_ratio(timings[1], timings[2])
     print(
-        f"{args.model} ({args.dtype}), batch {args.batch}; {facts['cpu']}, {facts['isa']}, load "
-        f"{facts['load']}"
+        f"{args.model} ({args.dtype}{', graph' * args.graph}), batch {args.batch}; {facts['cpu']}, "
+        f"{facts['isa']}, load {facts['load']}"
     )
     print_table(
         ("threads", "median ms", "best ms"),
@@ -55,7 +58,7 @@ def main():
         results = {str(n): timing.to_dict() for n, timing in timings.items()}
         results |= {"arguments": vars(args), "ratio": ratio.median}
         results |= {"interval": [ratio.low, ratio.high]}
-        name = f"threads-{args.model}-b{args.batch}"
+        name = f"threads-{args.model}-b{args.batch}{'-graph' * args.graph}"
         print("written:", machine.write_results(name, facts, results))
 
 

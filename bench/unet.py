@@ -2,6 +2,7 @@
 
     python bench/unet.py                              # DDPM CIFAR-10, batch 4
     python bench/unet.py --model sd15 --batch 1
+    python bench/unet.py --model sdxl --batch 1 --arms openvino-int8,tfq-bf16-graph    # 512 px, 20 GB
     python bench/unet.py --model dit-xl2 --batch 2    # a class and none, as guidance calls it
     python bench/unet.py --isa avx2                   # every engine held to AVX2
     python bench/unet.py --arms tfq-bf16-graph,tfq-w4,fp32,bf16,openvino-int8
@@ -24,9 +25,10 @@ AVX2_ENVIRONMENT = {
 }
 VNNI_ENVIRONMENT = {"TFQ_MAX_ISA": "avx512vnni", "ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}
 ISA_ENVIRONMENT = {"best": {}, "avx512vnni": VNNI_ENVIRONMENT, "avx2": AVX2_ENVIRONMENT}
-RANDOM = ("ddpm-cifar10", "sd15", "dit-s2", "dit-xl2", "pixart-s2", "pixart-xl2")
+RANDOM = ("ddpm-cifar10", "sd15", "sdxl", "dit-s2", "dit-xl2", "pixart-s2", "pixart-xl2")
 TRAINED = ("fashion32", "animeface64")
 TIMESTEP = 500
+SDXL_LATENT = 64
 TFQ_ARMS = [
     f"tfq{bits}{dtype}{graph}"
     for bits in ("", "-w4")
@@ -56,14 +58,14 @@ def parse_arguments():
 def build_arms(names, unet, scheduler, inputs):
     """Name -> (call without arguments returning the output, facts for the row)."""
     import torch
+    from torch.utils import _pytree as pytree
 
     import tfq
 
     def moved_inputs(dtype):
-        return {
-            k: v.to(dtype) if torch.is_tensor(v) and v.is_floating_point() else v
-            for k, v in inputs.items()
-        }
+        return pytree.tree_map_only(
+            torch.Tensor, lambda t: t.to(dtype) if t.is_floating_point() else t, inputs
+        )
 
     def runner(model, dtype):
         moved = moved_inputs(dtype)
@@ -139,12 +141,17 @@ def main():
     timestep = TIMESTEP if args.model != "animeface64" else 150
     # A transformer takes a timestep for each image.
     inputs["timestep"] = timestep if "sample" in inputs else torch.full((args.batch,), timestep)
+    if args.model == "sdxl":
+        inputs["sample"] = inputs["sample"][..., :SDXL_LATENT, :SDXL_LATENT].contiguous()
     if "encoder_hidden_states" in inputs:
         inputs["encoder_hidden_states"].normal_(generator=torch.Generator().manual_seed(1))
 
-    arms = build_arms(args.arms.split(","), unet, scheduler, inputs)
     with torch.no_grad():
         reference = unet(**inputs).sample
+    if args.model == "sdxl":  # the engines do not fit beside 10 GB of weights
+        unet = unet.to(torch.bfloat16)
+    arms = build_arms(args.arms.split(","), unet, scheduler, inputs)
+    del unet
     outputs = {name: call().float() for name, (call, _) in arms.items()}
     timings = interleave({name: call for name, (call, _) in arms.items()}, seconds=args.seconds)
 

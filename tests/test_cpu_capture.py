@@ -81,6 +81,13 @@ def test_a_replay_reads_the_inputs_of_its_call():
     check_replays(unet, [kwargs, other, moved, kwargs])
 
 
+@pytest.mark.parametrize("timestep", [251, torch.tensor(251), torch.tensor([251])], ids=str)
+def test_one_image(timestep):
+    unet, _ = convert("cross")
+    kwargs = inputs(unet, timesteps=(251,)) | {"timestep": timestep}
+    check_replays(unet, [kwargs, kwargs | {"timestep": 751}])
+
+
 def test_written_weights_are_seen():
     eager, _ = convert("attention")
     unet = tfq.graph(copy.deepcopy(eager))

@@ -118,7 +118,8 @@ def encode_timesteps(timesteps):
     ``UNet.forward`` casts what ``time_proj`` returns to the model's dtype; bfloat16 would turn 999 into
     1000, but holds every byte exactly.
     """
-    values = timesteps.to(torch.float32).contiguous()
+    # A copy has the stride 1 that a view of bytes needs; one timestep, expanded, has stride 0.
+    values = timesteps.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
     return values.view(torch.uint8).view(-1, _KEY_BYTES).to(torch.float32)
 
 
