@@ -4,8 +4,9 @@
 
 The native functions are replaced by one that does nothing, so that a call takes what lies beside its
 kernels. A row is a kind of module: its time over the native operations it makes. A whole UNet's includes
-diffusers' own code and the torch operators of its float layers. Small sizes, on which the time does not
-depend; one thread; the quickest of many calls.
+diffusers' own code and the torch operators of its float layers; through tfq.graph it is what lies beside
+the native programs, and for each of their calls the time of one that has its arguments read and no rows to
+compute. Small sizes, on which the time does not depend; one thread; the quickest of many calls.
 """
 
 import contextlib
@@ -19,6 +20,7 @@ from harness import print_table
 import tfq
 from tfq import attention, blocks, nn
 from tfq._ext import _C
+from tfq.ops import _recording
 from tfq.shapes import example_inputs
 
 NATIVE = (
@@ -30,6 +32,7 @@ KINDS = (
     attention.Transformer2DModel, blocks.ResnetBlock2D, blocks.Downsample2D, blocks.Upsample2D,
 )  # fmt: skip
 REPETITIONS = 300
+CALLS = 1000
 
 
 @contextlib.contextmanager
@@ -93,6 +96,38 @@ def best_seconds(call):
     return best
 
 
+class LastProduct:
+    """In the place of the kernels: the arguments of the last product."""
+
+    def gemm_s8(self, *arguments):
+        self.arguments = arguments
+
+
+def program_call_seconds(layer):
+    """Seconds of a call in a native program, beside its kernel."""
+    product, program = LastProduct(), _C.Program()
+    qparams = torch.tensor([[1.0, 1.0, 0.0]])
+    x = torch.zeros(1, layer.in_features, dtype=torch.uint8)
+    with _recording.through(product):
+        layer.token_product(x, qparams)
+    x_address, _, *rest = product.arguments
+    for _ in range(CALLS):
+        program.gemm_s8(x_address, 0, *rest)
+    return best_seconds(program.run) / CALLS
+
+
+def graph_row(unet, inputs, layer):
+    """The row of a UNet through tfq.graph."""
+    tfq.graph(unet)(**inputs)
+    (captured,) = unet.forward.captured.values()
+    replay = captured.replay
+    programs = [s.__self__ for s in replay.steps if hasattr(s, "__self__")]
+    replay.steps = [s for s in replay.steps if not hasattr(s, "__self__")]
+    calls = sum(map(len, programs))
+    seconds = best_seconds(lambda: unet(**inputs)) + calls * program_call_seconds(layer)
+    return (f"{type(unet).__name__}, graph", calls), seconds
+
+
 @torch.no_grad()
 def measure():
     """Rows (kind of module, native operations of a call, seconds of a call)."""
@@ -113,6 +148,8 @@ def measure():
             unet(**inputs)
             key = (type(unet).__name__, len(native))
             rows[key] = best_seconds(lambda: unet(**inputs))  # noqa: B023
+        key, seconds = graph_row(unet, inputs, layer)
+        rows[key] = seconds
     return [(kind, count, seconds) for (kind, count), seconds in rows.items()]
 
 
