@@ -69,12 +69,12 @@ GOLDEN = {
         "64x64x64_w2x2 k/1",
     ],
     "H200": [
-        "128x160x128_wg2 k/1",
+        "128x160x128_wg2_c2 k/1",
         "256x160x128_wg2 k/1",
         "256x160x128_wg2 k/1",
         "256x160x128_wg2 k/1",
-        "128x160x128_wg2 k/4",
-        "64x160x128_wg1 k/8",
+        "128x160x128_wg2_c2 k/4",
+        "64x160x128_wg1_c2 k/8",
         "256x128x128_wg2 k/1",
         "64x64x64_w2x2 k/1",
     ],
@@ -181,7 +181,7 @@ def test_measured_tile_comes_before_the_model():
     assert conv[0] == "128x128x128_wg2"
     # Another shape, another card, another operation: the model, which says so.
     modelled = choose(*problem, h200)
-    assert modelled[0] == "128x160x128_wg2"
+    assert modelled[0] == "128x160x128_wg2_c2"
     smaller = (90, 114, *h200[2:])
     for other in (
         choose(2048, 1280, 1296, h200, entries=entries),

@@ -31,8 +31,12 @@ from tfq import reference
     EXPECT_TOO_FEW_BYTES,
     WRONG_SWIZZLE,
     STORE_BEYOND_DEPTH,
+    MULTICAST_TO_ITSELF,
+    NO_REMOTE_RELEASE,
+    NO_FIRST_CLUSTER_SYNC,
+    NO_LAST_CLUSTER_SYNC,
     COUNT,
-) = range(1, 22)
+) = range(1, 26)
 
 
 @pytest.fixture(scope="module")
@@ -163,9 +167,13 @@ def hopper(simt):
     simt.native.set_device(*simt_native.DEVICE)
 
 
-def hopper_outcomes(simt, fault):
-    """Two tiles on one multiprocessor, and more k-blocks than there are stages."""
-    return outcomes(simt, fault, tile="64x160x128_wg1", k=1680)
+def hopper_outcomes(simt, fault, tile="64x160x128_wg1"):
+    """Two tiles on one multiprocessor, or on a cluster, and more k-blocks than there are stages."""
+    return outcomes(simt, fault, tile=tile, k=1680)
+
+
+def cluster_outcomes(simt, fault):
+    return hopper_outcomes(simt, fault, tile="64x160x128_wg1_c2")
 
 
 @pytest.mark.usefixtures("hopper")
@@ -199,3 +207,27 @@ class TestHopper:
     def test_padding_with_zero_bytes(self, simt):
         seen = outcomes(simt, PADDING_IS_ZERO, function="conv2d_s8", tile="64x160x128_wg1")
         assert set(seen.values()) == {"wrong"}
+
+
+@pytest.mark.usefixtures("hopper")
+class TestClusters:
+    def test_without_a_fault_all_is_right(self, simt):
+        assert set(cluster_outcomes(simt, 0).values()) == {"right"}
+
+    def test_weights_copied_to_the_own_block_alone(self, simt):
+        seen = cluster_outcomes(simt, MULTICAST_TO_ITSELF)
+        assert all("wait for an mbarrier" in result for result in seen.values())
+
+    def test_filling_a_stage_that_the_other_block_has_not_multiplied(self, simt):
+        assert "wrong" in cluster_outcomes(simt, NO_REMOTE_RELEASE).values()
+
+    def test_expecting_too_few_bytes(self, simt):
+        assert "right" not in cluster_outcomes(simt, EXPECT_TOO_FEW_BYTES).values()
+
+    def test_copying_before_the_other_block_has_barriers(self, simt):
+        seen = cluster_outcomes(simt, NO_FIRST_CLUSTER_SYNC)
+        assert any("no barrier was initialised" in result for result in seen.values())
+
+    def test_ending_while_the_other_block_arrives(self, simt):
+        seen = cluster_outcomes(simt, NO_LAST_CLUSTER_SYNC)
+        assert any("of the cluster has ended" in result for result in seen.values())

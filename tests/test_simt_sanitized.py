@@ -20,6 +20,7 @@ def test_shim(programs):
     oracle = simt_native.SOURCE / "oracle" / "fragments.tsv"
     assert "0 failures" in simt_native.run(programs, "test_shim", oracle)
     assert "0 failures" in simt_native.run(programs, "test_shim_sm90")
+    assert "0 failures" in simt_native.run(programs, "test_shim_cluster")
 
 
 def test_random_shapes(programs, seed):

@@ -17,6 +17,7 @@ struct LaunchConfig {
   uint32_t threads;       // of a block, a multiple of kWarpSize
   uint32_t shared_bytes;  // dynamic
   void* stream;           // cudaStream_t
+  uint32_t cluster = 1;   // blocks along x that run together; grid.x is a multiple of it
 };
 
 }  // namespace tfq::simt

@@ -5,6 +5,10 @@
 // `full` barrier ends a phase when the copies of the stage have come, its `empty` one when every warp
 // has multiplied it. Blocks are persistent: they take every grid-th part, so that the copies of a
 // part begin while the epilogue of the one before runs.
+//
+// The blocks of a cluster have tiles one below the other. Each copies a part of their rows of B to all
+// of them, so a stage is empty when every warp of the cluster has multiplied it. A block below the last
+// row copies and multiplies like the others, but has nothing to finish.
 #pragma once
 
 #include "cuda/epilogue.cuh"
@@ -25,6 +29,7 @@ struct TileShapeSm90 {
   static constexpr int kPiecesM = kBlockM / kWarpgroups / kProductRows;  // one product each
   static constexpr int kPiecesN = kBlockN / 16;
   static constexpr bool kHalfGroup = false;
+  static constexpr int kCluster = kTile.cluster;
   static constexpr Swizzle kSwizzle = kUnit;
   static constexpr int kUnitBytes = static_cast<int>(kUnit);
   static_assert(kTile.level == Level::kSm90 && kBlockN % kChannelGroup == 0);
@@ -33,7 +38,7 @@ struct TileShapeSm90 {
   static constexpr uint32_t kScratch = kStages * kStageBytes;
   static constexpr int kBarriers = kTile.barrier_offset();
   static TFQ_DEVICE int thread() { return simt::thread_index() - kWarpgroup; }
-  static TFQ_DEVICE void sync() { ptx::sync_threads<1, kThreads>(); }
+  static TFQ_DEVICE void sync() { ptx::sync_threads<kThreads>(1); }
   static TFQ_DEVICE int first_row() { return thread() / kWarpgroup * kPiecesM * kProductRows; }
   static TFQ_DEVICE int piece_row(int piece) {
     return first_row() + kProductRows * piece + 16 * (thread() % kWarpgroup / simt::kWarpSize);
@@ -68,29 +73,77 @@ struct StagePosition {
   }
 };
 
+// Of the block in its cluster: clusters are along x.
+template <typename Shape>
+TFQ_DEVICE int cluster_rank() {
+  return static_cast<int>(simt::block_index().x) % Shape::kCluster;
+}
+
 template <typename Shape>
 TFQ_DEVICE void init_stages() {
   if (simt::thread_index() == 0) {
     for (int stage = 0; stage < Shape::kStages; ++stage) {
       ptx::init_barrier(Shape::full(stage), 1);
-      ptx::init_barrier(Shape::empty(stage), Shape::kThreads / simt::kWarpSize);
+      ptx::init_barrier(Shape::empty(stage), Shape::kCluster * Shape::kThreads / simt::kWarpSize);
     }
     ptx::publish_barriers();
   }
-  simt::sync_block();
+  if (Shape::kCluster > 1 && !simt::fault(simt::kFaultNoFirstClusterSync)) {
+    ptx::sync_cluster();
+  } else {
+    simt::sync_block();
+  }
 }
 
-// f(tile, its k-blocks) for all parts of this block; `blocks` is the product's number of them.
+// f(tile, its k-blocks) for all parts of this block; `blocks` is the product's number of them. The
+// tiles of a cluster may end beyond the last row.
 template <typename Shape, typename F>
 TFQ_DEVICE void for_each_part(const GemmLaunch& args, int blocks, const F& f) {
-  const int rows = (args.m + Shape::kBlockM - 1) / Shape::kBlockM;
+  constexpr int kRows = Shape::kBlockM * Shape::kCluster;
+  const int rows = (args.m + kRows - 1) / kRows;
   const int columns = (args.n + Shape::kBlockN - 1) / Shape::kBlockN;
   const int parts = rows * columns * args.split.count;
-  for (int part = static_cast<int>(simt::block_index().x); part < parts;
-       part += static_cast<int>(simt::grid_size().x))
-    f(tile_position(part % (rows * columns), rows, columns),
-      k_range(blocks, args.split.count, part / (rows * columns)));
+  const int step = static_cast<int>(simt::grid_size().x) / Shape::kCluster;
+  for (int part = static_cast<int>(simt::block_index().x) / Shape::kCluster; part < parts;
+       part += step) {
+    TilePosition tile = tile_position(part % (rows * columns), rows, columns);
+    tile.row = tile.row * Shape::kCluster + cluster_rank<Shape>();
+    tile.index = tile.row * columns + tile.column;
+    f(tile, k_range(blocks, args.split.count, part / (rows * columns)));
+  }
 }
+
+// Copies rows of the weights: a block's share of them to all blocks of the cluster.
+template <typename Shape>
+class WeightUnits {
+ public:
+  // `map` has boxes (kBlockN / kCluster, kUnitBytes).
+  TFQ_DEVICE explicit WeightUnits(const TensorMap& map) : map_(map) { ptx::prefetch_map(map); }
+  TFQ_DEVICE void begin(const TilePosition& tile) {
+    column_ = tile.column * Shape::kBlockN + cluster_rank<Shape>() * kRows;
+  }
+  // Those from depth k on.
+  TFQ_DEVICE void load(int stage, int unit, int k, uint32_t barrier) const {
+    const int first = cluster_rank<Shape>() * kRows;
+    const uint32_t target =
+        Shape::unit_b(stage, unit) + static_cast<uint32_t>(first * Shape::kUnitBytes);
+    if constexpr (Shape::kCluster > 1) {
+      const uint32_t all = (1u << Shape::kCluster) - 1;
+      const bool self = simt::fault(simt::kFaultMulticastToItself);
+      ptx::load_box_multicast(target, map_, barrier, column_, k,
+                              self ? 1u << cluster_rank<Shape>() : all);
+    } else {
+      ptx::load_box(target, map_, barrier, column_, k);
+    }
+  }
+
+ private:
+  static constexpr int kRows = Shape::kBlockN / Shape::kCluster;
+  static_assert(kRows % ptx::kGroupRows == 0);
+
+  const TensorMap& map_;
+  int column_ = 0;
+};
 
 // Fills the stages of all parts, as one thread. A Loader's begin(tile) comes before a part, and its
 // load(stage, unit, index, barrier) queues the copies of unit `index` of the depth.
@@ -107,7 +160,7 @@ TFQ_DEVICE void fill_stages(const GemmLaunch& args, int blocks, Loader& loader) 
         ptx::wait_barrier(Shape::empty(at.stage), at.parity ^ 1);
       ptx::arrive_expecting(full, Shape::kStageBytes -
                                       (simt::fault(simt::kFaultExpectTooFewBytes) ? 128 : 0));
-#pragma unroll
+#pragma unroll 1  // this warpgroup has few registers
       for (int unit = 0; unit < kUnits; ++unit)
         loader.load(at.stage, unit, block * kUnits + unit, full);
       at.advance();
@@ -115,9 +168,17 @@ TFQ_DEVICE void fill_stages(const GemmLaunch& args, int blocks, Loader& loader) 
   });
 }
 
+// By every warp: to each block that copies into the stage.
 template <typename Shape>
 TFQ_DEVICE void release_stage(int stage) {
-  if (simt::lane_index() == 0) ptx::arrive(Shape::empty(stage));
+  const int lane = simt::lane_index();
+  if constexpr (Shape::kCluster > 1) {
+    const bool self = simt::fault(simt::kFaultNoRemoteRelease);
+    if (lane < Shape::kCluster)
+      ptx::arrive_at(self ? cluster_rank<Shape>() : lane, Shape::empty(stage));
+  } else {
+    if (lane == 0) ptx::arrive(Shape::empty(stage));
+  }
 }
 
 // acc = sum over the next `blocks` stages.
@@ -161,21 +222,27 @@ template <typename Shape, bool Geglu, typename Loader, typename Border>
 TFQ_DEVICE void run_product(const GemmLaunch& args, int blocks, Loader& loader,
                             const Border& border) {
   init_stages<Shape>();
-  // Of 65536 registers three warpgroups have 168 a thread; two threads in three need more.
+  // Of 65536 registers three warpgroups have 168 a thread; two threads in three need more. No more
+  // than all were given, or the claim would wait for ever.
   constexpr bool kMovesRegisters = Shape::kWarpgroups == 2;
+  constexpr int kGiven = 168, kOfFillers = 40, kOfMultipliers = 232;
+  static_assert(kOfFillers + 2 * kOfMultipliers <= 3 * kGiven);
   if (simt::thread_index() < kWarpgroup) {
-    if constexpr (kMovesRegisters) ptx::release_registers<40>();
+    if constexpr (kMovesRegisters) ptx::release_registers<kOfFillers>();
     if (simt::thread_index() == 0) fill_stages<Shape>(args, blocks, loader);
   } else {
-    if constexpr (kMovesRegisters) ptx::claim_registers<232>();
+    if constexpr (kMovesRegisters) ptx::claim_registers<kOfMultipliers>();
     StagePosition<Shape> at;
     for_each_part<Shape>(args, blocks, [&](const TilePosition& tile, const KRange& range) {
       Accumulators<Shape> acc;
       multiply_stages<Shape>(at, range.end - range.begin, acc);
+      if (Shape::kCluster > 1 && tile.row * Shape::kBlockM >= args.m) return;
       if (args.split.count > 1 && !reduce_splits<Shape>(args.split, tile.index, acc)) return;
       finish_tile<Shape, Geglu>(args, acc, tile.row, tile.column, border);
     });
   }
+  // A block's barriers must be there as long as others arrive at them.
+  if (Shape::kCluster > 1 && !simt::fault(simt::kFaultNoLastClusterSync)) ptx::sync_cluster();
 }
 
 }  // namespace tfq::cuda

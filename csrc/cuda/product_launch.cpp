@@ -70,8 +70,10 @@ simt::LaunchConfig persistent_config(const char* kernel, const ProductProblem& p
                                      const Tile& tile, int splits, int multiprocessors,
                                      void* stream) {
   simt::LaunchConfig config = product_config(kernel, problem, tile, splits, stream);
-  const uint32_t parts = config.grid.x * config.grid.z;
-  config.grid = {std::min(parts, static_cast<uint32_t>(multiprocessors)), 1, 1};
+  const int64_t parts = clusters_of(problem, tile) * splits;
+  const int64_t at_once = std::max(multiprocessors / tile.cluster, 1);
+  config.cluster = static_cast<uint32_t>(tile.cluster);
+  config.grid = {static_cast<uint32_t>(std::min(parts, at_once)) * config.cluster, 1, 1};
   return config;
 }
 

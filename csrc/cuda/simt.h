@@ -59,11 +59,18 @@ void launch(void (*kernel)(Args), const LaunchConfig& config, const Args& args) 
                                             static_cast<int>(config.shared_bytes)),
                        config);
   }
+  cudaLaunchAttribute cluster{};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim = {config.cluster, 1, 1};
+  cudaLaunchConfig_t native{};
+  native.gridDim = dim3(config.grid.x, config.grid.y, config.grid.z);
+  native.blockDim = dim3(config.threads);
+  native.dynamicSmemBytes = config.shared_bytes;
+  native.stream = static_cast<cudaStream_t>(config.stream);
+  native.attrs = &cluster;
+  native.numAttrs = config.cluster > 1 ? 1 : 0;
   void* parameters[] = {const_cast<Args*>(&args)};
-  cuda::check_launch(cudaLaunchKernel(symbol, dim3(config.grid.x, config.grid.y, config.grid.z),
-                                      dim3(config.threads), parameters, config.shared_bytes,
-                                      static_cast<cudaStream_t>(config.stream)),
-                     config);
+  cuda::check_launch(cudaLaunchKernelExC(&native, symbol, parameters), config);
 }
 
 }  // namespace tfq::simt
@@ -95,6 +102,10 @@ enum Fault : int {
   kFaultExpectTooFewBytes,
   kFaultWrongSwizzle,
   kFaultStoreBeyondDepth,
+  kFaultMulticastToItself,
+  kFaultNoRemoteRelease,
+  kFaultNoFirstClusterSync,
+  kFaultNoLastClusterSync,
   kFaultCount
 };
 

@@ -17,11 +17,11 @@ constexpr int kWarpgroup = 128;  // threads
 // A block computes (block_m, block_n) outputs with warps_m x warps_n warps; `stages` buffers of
 // block_k depth. blocks = resident blocks the registers must allow. At sm_90 the warps are in
 // warpgroups along m, one more warpgroup fills the stages, and the epilogue does not share their
-// memory.
+// memory; `cluster` blocks along m run together and share their rows of B.
 struct Tile {
   const char* name;
   Level level;
-  int block_m, block_n, block_k, warps_m, warps_n, stages, blocks;
+  int block_m, block_n, block_k, warps_m, warps_n, stages, blocks, cluster;
 
   constexpr int threads() const {
     return 32 * warps_m * warps_n + (level == Level::kSm90 ? kWarpgroup : 0);
@@ -47,25 +47,30 @@ struct Tile {
   TILE(64, 64, 2, 2, 5, 4)
 
 // As many stages as fit into 227 KiB. Two warpgroups multiply, for one alone leaves the tensor
-// cores waiting; 64 rows have work for one.
+// cores waiting; 64 rows have work for one. Clusters for tiles that would else read more from L2 than
+// it delivers.
 //
-//      block_m, block_n, warpgroups, stages
-#define TFQ_CUDA_TILES_SM90(TILE) \
-  TILE(256, 160, 2, 4)            \
-  TILE(128, 160, 2, 6)            \
-  TILE(64, 160, 1, 7)             \
-  TILE(256, 128, 2, 4)            \
-  TILE(128, 128, 2, 6)
+//      block_m, block_n, name, warpgroups, stages, cluster
+#define TFQ_CUDA_TILES_SM90(TILE)  \
+  TILE(256, 160, wg2, 2, 4, 1)     \
+  TILE(128, 160, wg2, 2, 6, 1)     \
+  TILE(64, 160, wg1, 1, 7, 1)      \
+  TILE(256, 128, wg2, 2, 4, 1)     \
+  TILE(128, 128, wg2, 2, 6, 1)     \
+  TILE(256, 160, wg2_c2, 2, 4, 2)  \
+  TILE(128, 160, wg2_c2, 2, 6, 2)  \
+  TILE(64, 160, wg1_c2, 1, 7, 2)   \
+  TILE(128, 128, wg2_c2, 2, 6, 2)
 
 constexpr int kBlockKSm90 = 128;
 
 constexpr Tile kTiles[] = {
 #define TFQ_TILE(m, n, wm, wn, stages, blocks) \
-  {#m "x" #n "x64_w" #wm "x" #wn, Level::kSm80, m, n, kBlockK, wm, wn, stages, blocks},
+  {#m "x" #n "x64_w" #wm "x" #wn, Level::kSm80, m, n, kBlockK, wm, wn, stages, blocks, 1},
     TFQ_CUDA_TILES(TFQ_TILE)
 #undef TFQ_TILE
-#define TFQ_TILE(m, n, groups, stages) \
-  {#m "x" #n "x128_wg" #groups, Level::kSm90, m, n, kBlockKSm90, 4 * groups, 1, stages, 1},
+#define TFQ_TILE(m, n, name, groups, stages, cluster) \
+  {#m "x" #n "x128_" #name, Level::kSm90, m, n, kBlockKSm90, 4 * groups, 1, stages, 1, cluster},
         TFQ_CUDA_TILES_SM90(TFQ_TILE)
 #undef TFQ_TILE
 };
