@@ -188,11 +188,16 @@ def measure(card, name, batch, seconds):
 
 
 def device_layout_bytes(unet):
-    """Bytes of the weights in the layout of the CUDA kernels, which are kept beside the model's own."""
+    """Bytes of what the CUDA kernels need and is kept beside the model's own tensors."""
     from tfq.ops import _cuda
 
-    cached = (_cuda._weights.get(buffer) for buffer in unet.buffers())
-    return sum(entry[1].numel() for entry in cached if entry is not None)
+    tensors = [*unet.buffers(), *unet.parameters()]
+    kept = (
+        cache.get(tensor)
+        for cache in (_cuda._weights, _cuda._interleaved, _cuda._tap_sums)
+        for tensor in tensors
+    )
+    return sum(entry[1].nbytes for entry in kept if entry is not None)
 
 
 def print_kernels(name, row):
