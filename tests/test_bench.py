@@ -113,6 +113,28 @@ def test_sweep_takes_what_the_model_puts_near_the_best():
     assert sweep.candidates(text, within=1.5) == [c for c in found if c[2] <= 1.5 * found[0][2]]
 
 
+def test_sweep_compares_schedules(capsys):
+    times = {
+        "64x64x64_w2x2 k/1": 9.0,
+        "128x160x128_wg2 k/1": 4.0,
+        "256x160x128_wg2 k/2": 6.0,
+        "128x160x128_wg2_c2 k/1": 3.2,
+        "128x160x128_pp k/1": 5.0,
+        "128x128x128_pp_c2 k/1": 2.0,
+    }
+    best = sweep.best_of_schedules(times)
+    assert best == {
+        "mma.sync": 9.0, "cooperative": 4.0, "cooperative, cluster": 3.2, "ping-pong": 5.0,
+        "ping-pong, cluster": 2.0,
+    }  # fmt: skip
+    sweep.print_schedules(
+        [{"schedules": best}, {"schedules": {"cooperative": 1.0, "ping-pong": 0.2}}]
+    )
+    lines = {line[:20].strip(): line.split() for line in capsys.readouterr().out.splitlines()}
+    assert lines["cooperative, cluster"][2:4] == ["1", "1.250x"]
+    assert lines["ping-pong"][1:] == ["2", "2.000x", "0.800x", "to", "5.000x"]
+
+
 def dry(folder, *arguments):
     return ["--dry-run", "--folder", str(folder), "--seconds", "0.0005", *arguments]
 

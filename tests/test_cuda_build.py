@@ -131,15 +131,16 @@ def test_products_use_tensor_cores_and_wide_copies(built, source, arch):
 
 
 def sm90_tile(kernel):
-    """(block_m, block_n, warpgroups that multiply, blocks of a cluster) of a kernel's tile."""
+    """(block_m, block_n, warpgroups that multiply, those of a tile, blocks of a cluster)."""
     tile = _C.cuda_tiles()[int(re.search(r"_s8_sm90ILi(\d+)E", kernel).group(1))]
-    block_m, block_n, groups, cluster = re.match(
-        r"(\d+)x(\d+)x128_wg(\d)(?:_c(\d))?$", tile
+    block_m, block_n, schedule, cluster = re.match(
+        r"(\d+)x(\d+)x128_(pp|wg1|wg2)(?:_c(\d))?$", tile
     ).groups()
-    return int(block_m), int(block_n), int(groups), int(cluster or 1)
+    groups = {"wg1": (1, 1), "wg2": (2, 2), "pp": (2, 1)}[schedule]
+    return int(block_m), int(block_n), *groups, int(cluster or 1)
 
 
-SM90_TILES = sum("_wg" in tile for tile in _C.cuda_tiles())
+SM90_TILES = sum("x128_" in tile for tile in _C.cuda_tiles())
 # GEGLU has a kernel of its own.
 SM90_KERNELS = {"gemm_s8_sm90": 2 * SM90_TILES, "conv2d_s8_sm90": SM90_TILES}
 
@@ -169,9 +170,9 @@ def test_hopper_multiplies_with_wgmma_and_copies_with_tma(hopper, source):
     assert len(kernels) == SM90_KERNELS[source]
     copies = ["UTMALDG.2D"] if source.startswith("gemm") else ["UTMALDG.2D", "UTMALDG.4D.IM2COL"]
     for name, counts in kernels.items():
-        block_m, block_n, warpgroups, cluster = sm90_tile(name)
+        block_m, block_n, warpgroups, of_tile, cluster = sm90_tile(name)
         # One k-block: depth 128 is four instructions of 64 x N x 32. The loop may be unrolled.
-        per_block = 4 * block_m // 64 // warpgroups
+        per_block = 4 * block_m // 64 // of_tile
         multiplies = total(counts, f"IGMMA.64x{block_n}x32.U8.S8")
         batches = total(counts, "WARPGROUP.ARRIVE")
         assert multiplies == total(counts, "IGMMA") == per_block * batches > 0, (name, counts)

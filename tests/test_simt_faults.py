@@ -35,8 +35,11 @@ from tfq import reference
     NO_REMOTE_RELEASE,
     NO_FIRST_CLUSTER_SYNC,
     NO_LAST_CLUSTER_SYNC,
+    NO_TURN,
+    NO_SKIP,
+    SHARED_SCRATCH,
     COUNT,
-) = range(1, 26)
+) = range(1, 29)
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +49,21 @@ def simt():
     simt.schedule()
 
 
-def outcome(simt, fault, order, lazy, function="gemm_s8", splits=0, tile="64x64x64_w2x2", k=640):
+def outcome(
+    simt,
+    fault,
+    order,
+    lazy,
+    function="gemm_s8",
+    splits=0,
+    tile="64x64x64_w2x2",
+    k=640,
+    m=65,
+    groups=1,
+):
     """ "right", "wrong", or the text of the error."""
     if function == "gemm_s8":
-        operands = gemm_operands(65, 72, k)
+        operands = gemm_operands(m, 72, k, groups=groups)
     else:
         operands = conv_operands((1, 32, 6, 6, 40, 3, 1, 1, 1))
     expected = getattr(reference, function)(**operands)
@@ -231,3 +245,30 @@ class TestClusters:
     def test_ending_while_the_other_block_arrives(self, simt):
         seen = cluster_outcomes(simt, NO_LAST_CLUSTER_SYNC)
         assert any("of the cluster has ended" in result for result in seen.values())
+
+
+def turns_outcomes(simt, fault, groups=1):
+    """Three tiles on one multiprocessor; their k-blocks are no whole rounds of the stages."""
+    return outcomes(simt, fault, tile="128x160x128_pp", m=300, k=992, groups=groups)
+
+
+@pytest.mark.usefixtures("hopper")
+class TestPingPong:
+    def test_without_a_fault_all_is_right_and_tiles_take_turns(self, simt):
+        simt.native.reset_counters()
+        assert set(turns_outcomes(simt, 0, groups=300).values()) == {"right"}
+        counters = simt.native.counters()
+        # From the first tile to the second, and to the third.
+        assert counters["product_turns"] == 2 * counters["launches"]
+
+    def test_multiplying_out_of_turn(self, simt):
+        simt.native.reset_counters()
+        turns_outcomes(simt, NO_TURN)
+        counters = simt.native.counters()
+        assert counters["product_turns"] > 2 * counters["launches"]
+
+    def test_reading_the_stages_of_the_other_warpgroup(self, simt):
+        assert "right" not in turns_outcomes(simt, NO_SKIP).values()
+
+    def test_row_facts_of_the_other_warpgroup(self, simt):
+        assert "wrong" in turns_outcomes(simt, SHARED_SCRATCH, groups=300).values()

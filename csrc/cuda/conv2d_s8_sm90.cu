@@ -11,7 +11,7 @@ struct Entry {
   void (*kernel)(const TmaConvLaunch);
 };
 
-#define TFQ_TILE_NAME(m, n, name, groups, stages, cluster) \
+#define TFQ_TILE_NAME(m, n, name, schedule, groups, stages, cluster) \
   "conv2d_s8_" #m "x" #n "x128_" #name "_sm90",
 constexpr const char* kNames[] = {TFQ_CUDA_TILES_SM90(TFQ_TILE_NAME)};
 #undef TFQ_TILE_NAME
@@ -21,7 +21,8 @@ constexpr Entry entry() {
   return {kNames[Index], conv2d_s8_sm90<kTile>};
 }
 constexpr Entry kEntries[] = {entry<0>(), entry<1>(), entry<2>(), entry<3>(), entry<4>(),
-                              entry<5>(), entry<6>(), entry<7>(), entry<8>()};
+                              entry<5>(), entry<6>(), entry<7>(), entry<8>(), entry<9>(),
+                              entry<10>(), entry<11>()};
 static_assert(kTileCountSm80 + sizeof(kEntries) / sizeof(kEntries[0]) == kTileCount);
 
 }  // namespace

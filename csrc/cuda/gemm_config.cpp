@@ -25,11 +25,15 @@ constexpr int kWarpsToHideLatency = 8;
 constexpr double kFewWarpsPenalty = 1.15;
 constexpr int64_t kFewestBlocksOfK = 8;  // in a part
 
-constexpr double kOneWarpgroup = 0.57;  // of wgmma's rate
+// Of wgmma's rate: a warpgroup alone; two in turns, of twice the rows.
+constexpr double kOneWarpgroup = 0.57;
+constexpr double kPingPong = 0.9;
+constexpr double kLanesInTurns = 64.0;  // the epilogue's, of one warpgroup beside the products
 
 // Multiply-adds a cycle of a multiprocessor. Hopper's mma.sync reaches about half of what wgmma
 // does.
 double multiply_rate(const Tile& tile, int arch) {
+  if (tile.schedule == Schedule::kPingPong) return 4096.0 * kPingPong;
   if (tile.level == Level::kSm90) return 4096.0 * (tile.warps_m > 4 ? 1.0 : kOneWarpgroup);
   return arch == 80 || arch == 90 || arch == 100 ? 2048.0 : 1024.0;
 }
@@ -68,11 +72,15 @@ double modelled_cycles(const ProductProblem& p, const Tile& tile, const DeviceFa
   const double l2 = bytes_copied(tile) / l2_rate(device.arch);
   const double step = std::max({multiply, shared, l2}) * (few ? kFewWarpsPenalty : 1.0);
   const double reduction = splits > 1 ? 3 * 4 * outputs / kReductionBytesPerCycle : 0.0;
-  const double block = static_cast<double>(ceil_div(ceil_div(p.k, tile.block_k), splits)) * step +
-                       outputs * kEpilogueInstructions / kLanes + reduction;
+  const bool in_turns = tile.schedule == Schedule::kPingPong;
+  const double products = static_cast<double>(ceil_div(ceil_div(p.k, tile.block_k), splits)) * step;
+  const double finish =
+      outputs * kEpilogueInstructions / (in_turns ? kLanesInTurns : kLanes) + reduction;
+  // In turns the products of a part hide the end of the one before, or two parts take as long as one.
+  const double part = in_turns ? std::max(products, (products + finish) / 2) : products + finish;
   const int at_once = std::max(device.multiprocessors / tile.cluster, 1);
   const int64_t rounds = ceil_div(clusters_of(p, tile) * splits, at_once);
-  return static_cast<double>(rounds) * block + kFillCycles +
+  return static_cast<double>(rounds) * part + (in_turns ? finish : 0.0) + kFillCycles +
          (tile.cluster > 1 ? kClusterCycles : 0.0);
 }
 

@@ -12,7 +12,7 @@ struct Entry {
   void (*geglu)(const TmaGemmLaunch);
 };
 
-#define TFQ_TILE_NAME(m, n, name, groups, stages, cluster) \
+#define TFQ_TILE_NAME(m, n, name, schedule, groups, stages, cluster) \
   "gemm_s8_" #m "x" #n "x128_" #name "_sm90",
 constexpr const char* kNames[] = {TFQ_CUDA_TILES_SM90(TFQ_TILE_NAME)};
 #undef TFQ_TILE_NAME
@@ -22,7 +22,8 @@ constexpr Entry entry() {
   return {kNames[Index], gemm_s8_sm90<kTile, false>, gemm_s8_sm90<kTile, true>};
 }
 constexpr Entry kEntries[] = {entry<0>(), entry<1>(), entry<2>(), entry<3>(), entry<4>(),
-                              entry<5>(), entry<6>(), entry<7>(), entry<8>()};
+                              entry<5>(), entry<6>(), entry<7>(), entry<8>(), entry<9>(),
+                              entry<10>(), entry<11>()};
 static_assert(kTileCountSm80 + sizeof(kEntries) / sizeof(kEntries[0]) == kTileCount);
 
 }  // namespace

@@ -9,6 +9,10 @@
 // The blocks of a cluster have tiles one below the other. Each copies a part of their rows of B to all
 // of them, so a stage is empty when every warp of the cluster has multiplied it. A block below the last
 // row copies and multiplies like the others, but has nothing to finish.
+//
+// Cooperative warpgroups have rows of one tile each. In ping-pong each has every other part of the
+// block to itself; `turn` barriers say whose products come next, so that they come as the stages do and
+// one warpgroup finishes its tile while the other has the tensor cores.
 #pragma once
 
 #include "cuda/epilogue.cuh"
@@ -22,11 +26,13 @@ template <int Index, Swizzle kUnit>
 struct TileShapeSm90 {
   static constexpr Tile kTile = kTiles[Index];
   static constexpr int kBlockM = kTile.block_m, kBlockN = kTile.block_n;
-  static constexpr int kThreads = kTile.threads() - kWarpgroup, kStages = kTile.stages;
-  static constexpr int kWarpgroups = kThreads / kWarpgroup;  // that multiply
+  static constexpr int kStages = kTile.stages;
+  static constexpr bool kPingPong = kTile.schedule == Schedule::kPingPong;
+  static constexpr int kWarpgroups = kTile.threads() / kWarpgroup - 1;  // that multiply
+  static constexpr int kThreads = kWarpgroups * kWarpgroup / kTile.tiles_at_once();  // of a tile
   static constexpr int kStageBytes = kTile.stage_bytes();
   static constexpr int kProductRows = 64;
-  static constexpr int kPiecesM = kBlockM / kWarpgroups / kProductRows;  // one product each
+  static constexpr int kPiecesM = kBlockM * kWarpgroup / kThreads / kProductRows;  // one product each
   static constexpr int kPiecesN = kBlockN / 16;
   static constexpr bool kHalfGroup = false;
   static constexpr int kCluster = kTile.cluster;
@@ -35,10 +41,17 @@ struct TileShapeSm90 {
   static_assert(kTile.level == Level::kSm90 && kBlockN % kChannelGroup == 0);
   static_assert(kBlockKSm90 % kUnitBytes == 0);
 
-  static constexpr uint32_t kScratch = kStages * kStageBytes;
   static constexpr int kBarriers = kTile.barrier_offset();
-  static TFQ_DEVICE int thread() { return simt::thread_index() - kWarpgroup; }
-  static TFQ_DEVICE void sync() { ptx::sync_threads<kThreads>(1); }
+  static TFQ_DEVICE int warpgroup() { return simt::thread_index() / kWarpgroup - 1; }
+  static TFQ_DEVICE int tile() { return kPingPong ? warpgroup() : 0; }  // of those at once
+  static TFQ_DEVICE int thread() {
+    return kPingPong ? simt::thread_index() % kWarpgroup : simt::thread_index() - kWarpgroup;
+  }
+  static TFQ_DEVICE void sync() { ptx::sync_threads<kThreads>(1 + tile()); }
+  static TFQ_DEVICE uint32_t scratch() {
+    const int of_others = simt::fault(simt::kFaultSharedScratch) ? 0 : tile() * kBlockM;
+    return static_cast<uint32_t>(kStages * kStageBytes + of_others * kRowFactsBytes);
+  }
   static TFQ_DEVICE int first_row() { return thread() / kWarpgroup * kPiecesM * kProductRows; }
   static TFQ_DEVICE int piece_row(int piece) {
     return first_row() + kProductRows * piece + 16 * (thread() % kWarpgroup / simt::kWarpSize);
@@ -58,6 +71,9 @@ struct TileShapeSm90 {
     return static_cast<uint32_t>(kBarriers + 16 * stage);
   }
   static TFQ_DEVICE uint32_t empty(int stage) { return full(stage) + 8; }
+  static TFQ_DEVICE uint32_t turn(int warpgroup) {
+    return static_cast<uint32_t>(kBarriers + 16 * kStages + 8 * warpgroup);
+  }
 };
 
 // Which stage comes next, and the parity of its phase.
@@ -70,6 +86,11 @@ struct StagePosition {
     if (++stage < Shape::kStages) return;
     stage = 0;
     parity ^= 1;
+  }
+  TFQ_DEVICE void skip(int stages) {
+    const int next = stage + stages;
+    stage = next % Shape::kStages;
+    parity ^= static_cast<uint32_t>(next / Shape::kStages) & 1;
   }
 };
 
@@ -86,6 +107,9 @@ TFQ_DEVICE void init_stages() {
       ptx::init_barrier(Shape::full(stage), 1);
       ptx::init_barrier(Shape::empty(stage), Shape::kCluster * Shape::kThreads / simt::kWarpSize);
     }
+    if constexpr (Shape::kPingPong)
+      for (int group = 0; group < Shape::kWarpgroups; ++group)
+        ptx::init_barrier(Shape::turn(group), kWarpgroup / simt::kWarpSize);
     ptx::publish_barriers();
   }
   if (Shape::kCluster > 1 && !simt::fault(simt::kFaultNoFirstClusterSync)) {
@@ -95,8 +119,8 @@ TFQ_DEVICE void init_stages() {
   }
 }
 
-// f(tile, its k-blocks) for all parts of this block; `blocks` is the product's number of them. The
-// tiles of a cluster may end beyond the last row.
+// f(tile, its k-blocks, index) for all parts of this block; `blocks` is the product's number of
+// k-blocks. The tiles of a cluster may end beyond the last row.
 template <typename Shape, typename F>
 TFQ_DEVICE void for_each_part(const GemmLaunch& args, int blocks, const F& f) {
   constexpr int kRows = Shape::kBlockM * Shape::kCluster;
@@ -109,7 +133,7 @@ TFQ_DEVICE void for_each_part(const GemmLaunch& args, int blocks, const F& f) {
     TilePosition tile = tile_position(part % (rows * columns), rows, columns);
     tile.row = tile.row * Shape::kCluster + cluster_rank<Shape>();
     tile.index = tile.row * columns + tile.column;
-    f(tile, k_range(blocks, args.split.count, part / (rows * columns)));
+    f(tile, k_range(blocks, args.split.count, part / (rows * columns)), part / step);
   }
 }
 
@@ -151,7 +175,7 @@ template <typename Shape, typename Loader>
 TFQ_DEVICE void fill_stages(const GemmLaunch& args, int blocks, Loader& loader) {
   constexpr int kUnits = kBlockKSm90 / Shape::kUnitBytes;
   StagePosition<Shape> at;
-  for_each_part<Shape>(args, blocks, [&](const TilePosition& tile, const KRange& range) {
+  for_each_part<Shape>(args, blocks, [&](const TilePosition& tile, const KRange& range, int) {
     loader.begin(tile);
     for (int block = range.begin; block < range.end; ++block) {
       const uint32_t full = Shape::full(at.stage);
@@ -179,6 +203,18 @@ TFQ_DEVICE void release_stage(int stage) {
   } else {
     if (lane == 0) ptx::arrive(Shape::empty(stage));
   }
+}
+
+// Waits until the products of the other warpgroup's part before part `index` of the block are queued.
+template <typename Shape>
+TFQ_DEVICE void wait_turn(int index) {
+  // Nobody precedes part 0: as with stages, the phase before the first counts as ended.
+  const uint32_t parity = static_cast<uint32_t>(index / 2 + Shape::warpgroup() + 1) & 1;
+  if (!simt::fault(simt::kFaultNoTurn)) ptx::wait_barrier(Shape::turn(Shape::warpgroup()), parity);
+}
+template <typename Shape>
+TFQ_DEVICE void pass_turn() {
+  if (simt::lane_index() == 0) ptx::arrive(Shape::turn(Shape::warpgroup() ^ 1));
 }
 
 // acc = sum over the next `blocks` stages.
@@ -213,6 +249,7 @@ TFQ_DEVICE void multiply_stages(StagePosition<Shape>& at, int blocks, Accumulato
     previous = at.stage;
     at.advance();
   }
+  if constexpr (Shape::kPingPong) pass_turn<Shape>();
   ptx::wait_products<0>();
   if (!simt::fault(simt::kFaultReleaseBeforeProducts)) release_stage<Shape>(previous);
 }
@@ -233,9 +270,17 @@ TFQ_DEVICE void run_product(const GemmLaunch& args, int blocks, Loader& loader,
   } else {
     if constexpr (kMovesRegisters) ptx::claim_registers<kOfMultipliers>();
     StagePosition<Shape> at;
-    for_each_part<Shape>(args, blocks, [&](const TilePosition& tile, const KRange& range) {
+    for_each_part<Shape>(args, blocks, [&](const TilePosition& tile, const KRange& range, int index) {
+      const int stages = range.end - range.begin;
+      if constexpr (Shape::kPingPong) {
+        if (index % 2 != Shape::warpgroup()) {
+          if (!simt::fault(simt::kFaultNoSkip)) at.skip(stages);
+          return;
+        }
+        wait_turn<Shape>(index);
+      }
       Accumulators<Shape> acc;
-      multiply_stages<Shape>(at, range.end - range.begin, acc);
+      multiply_stages<Shape>(at, stages, acc);
       if (Shape::kCluster > 1 && tile.row * Shape::kBlockM >= args.m) return;
       if (args.split.count > 1 && !reduce_splits<Shape>(args.split, tile.index, acc)) return;
       finish_tile<Shape, Geglu>(args, acc, tile.row, tile.column, border);

@@ -106,6 +106,9 @@ enum Fault : int {
   kFaultNoRemoteRelease,
   kFaultNoFirstClusterSync,
   kFaultNoLastClusterSync,
+  kFaultNoTurn,
+  kFaultNoSkip,
+  kFaultSharedScratch,
   kFaultCount
 };
 

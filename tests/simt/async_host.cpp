@@ -45,6 +45,7 @@ struct Thread {
 std::map<std::pair<int, uint32_t>, Barrier> barriers;  // by rank and offset
 std::vector<BulkCopy> copies;                          // oldest first
 std::vector<Thread> cluster_threads;
+std::vector<int> multiplying;  // by rank: the warpgroup of the last product
 
 Thread& self() {
   return cluster_threads[static_cast<size_t>(block_rank() * block_size() + thread_index())];
@@ -179,6 +180,10 @@ void fence_products() { self().fenced = true; }
 void queue_product(const Product& product) {
   Thread& thread = self();
   if (!thread.fenced) fail("wgmma without wgmma.fence before it");
+  int& last = multiplying[static_cast<size_t>(block_rank())];
+  const int own = thread_index() / 128;
+  if (last >= 0 && last != own) ++counters().product_turns;
+  last = own;
   if (!options().lazy_copies) {
     multiply(product, &product.sums[0][0]);
     return;
@@ -211,6 +216,7 @@ void wait_products(int groups_left) {
 void begin_async(int blocks, int threads_of_block) {
   barriers.clear();
   copies.clear();
+  multiplying.assign(static_cast<size_t>(blocks), -1);
   cluster_threads.assign(static_cast<size_t>(blocks * threads_of_block), Thread{});
 }
 

@@ -24,6 +24,7 @@ PYBIND11_MODULE(tfq_simt, module) {
   module.def("counters", [] {
     const simt::Counters& c = simt::counters();
     return py::dict(py::arg("launches") = c.launches, py::arg("blocks") = c.blocks,
+                    py::arg("product_turns") = c.product_turns,
                     py::arg("ldmatrix_phases") = c.ldmatrix_phases,
                     py::arg("ldmatrix_conflicts") = c.ldmatrix_conflicts,
                     py::arg("last_kernel") = c.last_kernel);

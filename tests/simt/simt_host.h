@@ -27,9 +27,10 @@ struct Options {
 Options& options();
 
 // Since the last reset_counters(). A phase is what one ldmatrix does in a cycle if nothing
-// conflicts: eight rows of 16 bytes.
+// conflicts: eight rows of 16 bytes. A turn: products of a block that come from another warpgroup than
+// those before.
 struct Counters {
-  uint64_t launches = 0, blocks = 0, switches = 0;
+  uint64_t launches = 0, blocks = 0, switches = 0, product_turns = 0;
   uint64_t ldmatrix_phases = 0, ldmatrix_conflicts = 0;
   std::string last_kernel;
 };
