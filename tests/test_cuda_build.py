@@ -183,6 +183,8 @@ def test_hopper_multiplies_with_wgmma_and_copies_with_tma(hopper, source):
         # At the begin and at the end; and no fence of the device but those of split-K.
         assert total(counts, "UCGABAR_ARV") == (2 if cluster > 1 else 0), (name, counts)
         assert total(counts, "MEMBAR.ALL.GPU") == 0, (name, counts)
+        # Both kinds of warpgroups wait for the launches before; one lets the next begin.
+        assert total(counts, "ACQBULK") == 2 and total(counts, "PREEXIT") == 1, (name, counts)
         assert total(counts, "LDGSTS") == 0, name
         assert total(counts, "IMMA") == 0, name
         assert (total(counts, "USETMAXREG") == 2) == (warpgroups == 2), name

@@ -38,8 +38,10 @@ from tfq import reference
     NO_TURN,
     NO_SKIP,
     SHARED_SCRATCH,
+    COPY_BEFORE_LAUNCHES,
+    FINISH_BEFORE_LAUNCHES,
     COUNT,
-) = range(1, 29)
+) = range(1, 31)
 
 
 @pytest.fixture(scope="module")
@@ -272,3 +274,18 @@ class TestPingPong:
 
     def test_row_facts_of_the_other_warpgroup(self, simt):
         assert "wrong" in turns_outcomes(simt, SHARED_SCRATCH, groups=300).values()
+
+
+@pytest.mark.usefixtures("hopper")
+class TestOverlappingLaunches:
+    @pytest.fixture(autouse=True)
+    def overlapping(self, simt):
+        simt.overlapping = True
+        yield
+        simt.overlapping = False
+
+    @pytest.mark.parametrize("tile", ["64x160x128_wg1", "64x160x128_wg1_c2", "128x160x128_pp"])
+    @pytest.mark.parametrize("fault", [0, COPY_BEFORE_LAUNCHES, FINISH_BEFORE_LAUNCHES])
+    def test_waiting_for_the_launches_before(self, simt, tile, fault):
+        seen = outcomes(simt, fault, tile=tile, k=272)
+        assert all((result == "right") == (fault == 0) for result in seen.values()), seen

@@ -10,6 +10,9 @@
 // of them, so a stage is empty when every warp of the cluster has multiplied it. A block below the last
 // row copies and multiplies like the others, but has nothing to finish.
 //
+// A launch begins while the one before it ends, up to the first thing it may not do then: no thread
+// reads or writes global memory before it has waited, not even weights, which that launch may have made.
+//
 // Cooperative warpgroups have rows of one tile each. In ping-pong each has every other part of the
 // block to itself; `turn` barriers say whose products come next, so that they come as the stages do and
 // one warpgroup finishes its tile while the other has the tensor cores.
@@ -266,9 +269,14 @@ TFQ_DEVICE void run_product(const GemmLaunch& args, int blocks, Loader& loader,
   static_assert(kOfFillers + 2 * kOfMultipliers <= 3 * kGiven);
   if (simt::thread_index() < kWarpgroup) {
     if constexpr (kMovesRegisters) ptx::release_registers<kOfFillers>();
-    if (simt::thread_index() == 0) fill_stages<Shape>(args, blocks, loader);
+    if (simt::thread_index() == 0) {
+      if (!simt::fault(simt::kFaultCopyBeforeLaunches)) ptx::wait_for_launches();
+      fill_stages<Shape>(args, blocks, loader);
+      ptx::let_next_begin();
+    }
   } else {
     if constexpr (kMovesRegisters) ptx::claim_registers<kOfMultipliers>();
+    if (!simt::fault(simt::kFaultFinishBeforeLaunches)) ptx::wait_for_launches();
     StagePosition<Shape> at;
     for_each_part<Shape>(args, blocks, [&](const TilePosition& tile, const KRange& range, int index) {
       const int stages = range.end - range.begin;

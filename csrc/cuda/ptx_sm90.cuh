@@ -97,8 +97,9 @@ TFQ_DEVICE void wait_barrier(uint32_t barrier, uint32_t parity) {
 }
 
 // The barrier of all threads of the cluster (9.7.13.4), which orders no loads and stores but the
-// initialisation of published barriers.
+// initialisation of published barriers. Warps arrive whole.
 TFQ_DEVICE void sync_cluster() {
+  simt::sync_warp();
   asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
   asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
 }
@@ -193,6 +194,12 @@ template <int Threads>
 TFQ_DEVICE void sync_threads(int id) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "n"(Threads) : "memory");
 }
+
+// griddepcontrol (9.7.13.13), of launches that overlap: until all launches before have ended and what
+// they wrote is seen; and, by one thread of a block, that the next launch may begin as soon as all
+// blocks have said so or ended.
+TFQ_DEVICE void wait_for_launches() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+TFQ_DEVICE void let_next_begin() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
 
 // setmaxnreg (9.7.20.5), by all warps of a warpgroup.
 template <int Registers>

@@ -59,16 +59,23 @@ void launch(void (*kernel)(Args), const LaunchConfig& config, const Args& args) 
                                             static_cast<int>(config.shared_bytes)),
                        config);
   }
-  cudaLaunchAttribute cluster{};
-  cluster.id = cudaLaunchAttributeClusterDimension;
-  cluster.val.clusterDim = {config.cluster, 1, 1};
+  cudaLaunchAttribute attributes[2] = {};
+  unsigned int count = 0;
+  if (config.cluster > 1) {
+    attributes[count].id = cudaLaunchAttributeClusterDimension;
+    attributes[count++].val.clusterDim = {config.cluster, 1, 1};
+  }
+  if (config.overlaps) {
+    attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[count++].val.programmaticStreamSerializationAllowed = 1;
+  }
   cudaLaunchConfig_t native{};
   native.gridDim = dim3(config.grid.x, config.grid.y, config.grid.z);
   native.blockDim = dim3(config.threads);
   native.dynamicSmemBytes = config.shared_bytes;
   native.stream = static_cast<cudaStream_t>(config.stream);
-  native.attrs = &cluster;
-  native.numAttrs = config.cluster > 1 ? 1 : 0;
+  native.attrs = attributes;
+  native.numAttrs = count;
   void* parameters[] = {const_cast<Args*>(&args)};
   cuda::check_launch(cudaLaunchKernelExC(&native, symbol, parameters), config);
 }
@@ -109,6 +116,8 @@ enum Fault : int {
   kFaultNoTurn,
   kFaultNoSkip,
   kFaultSharedScratch,
+  kFaultCopyBeforeLaunches,
+  kFaultFinishBeforeLaunches,
   kFaultCount
 };
 

@@ -8,6 +8,7 @@
 #include "cuda/ptx_sm90.cuh"
 #include "fragments.h"
 #include "matrix_host.h"
+#include "overlap_host.h"
 
 namespace tfq::simt {
 namespace {
@@ -24,6 +25,7 @@ struct Barrier {
 };
 
 struct BulkCopy {
+  bool waited;  // the thread that asked for it, for the launches before
   int rank;
   uint32_t barrier, bytes;
   std::function<void(int)> copy;
@@ -69,6 +71,8 @@ void complete(int rank, uint32_t offset, Barrier& barrier) {
 
 void deliver(const BulkCopy& bulk) {
   Barrier& barrier = barrier_at(bulk.rank, bulk.barrier);
+  const std::string error = enter_view(bulk.waited);
+  if (!error.empty()) fail(error);
   bulk.copy(bulk.rank);
   barrier.bytes -= bulk.bytes;
   complete(bulk.rank, bulk.barrier, barrier);
@@ -167,11 +171,11 @@ void queue_bulk_copy(uint32_t barrier, uint32_t target, uint32_t bytes, uint32_t
     barrier_at(rank, barrier);
     unsigned char* to = shared_bytes_of(rank, target, bytes);
     if (!options().lazy_copies) {
-      deliver({rank, barrier, bytes, copy});
+      deliver({has_waited(), rank, barrier, bytes, copy});
       continue;
     }
     std::memset(to, kPoisonedByte, bytes);
-    copies.push_back({rank, barrier, bytes, copy});
+    copies.push_back({has_waited(), rank, barrier, bytes, copy});
   }
 }
 

@@ -10,6 +10,7 @@
 
 #include "async_host.h"
 #include "cuda/simt.h"
+#include "overlap_host.h"
 
 // void tfq_simt_switch(void** from, void* to): stores the stack pointer in *from and goes on where
 // `to` was stored. swapcontext would also exchange signal masks, a system call each time, and most
@@ -59,6 +60,7 @@ struct Fibre {
   void* context;  // stack pointer while another thread runs
   std::unique_ptr<unsigned char[]> stack;
   State state = State::kReady;
+  bool waited = false;  // for the launches before
   uint32_t event = 0;  // what kEvent waits for
   const char* event_name = "";
   std::vector<std::vector<Copy>> groups;  // committed, oldest first
@@ -162,12 +164,21 @@ std::string stuck_report() {
   return out.str();
 }
 
+// The thread that goes on sees memory as it must.
+void enter_own_view() {
+  const std::string error = enter_view(self().waited);
+  if (!error.empty()) fail(error);
+}
+
 // Gives the processor to the next ready thread, or to the scheduler if there is none.
 void yield() {
   Fibre& from = self();
   int next = next_thread();
   while (next < 0 && cluster->done < threads() && advance_async()) next = next_thread();
-  if (next == cluster->current) return;
+  if (next == cluster->current) {
+    enter_own_view();
+    return;
+  }
   ++counters().switches;
   if (next < 0) {
     if (cluster->done < threads()) cluster->error = stuck_report();
@@ -176,9 +187,11 @@ void yield() {
   }
   cluster->current = next;
   tfq_simt_switch(&from.context, fibre(next).context);
+  enter_own_view();
 }
 
 void fibre_main() {
+  enter_own_view();
   (*cluster->body)();
   if (!self().open.empty() || !self().groups.empty()) {
     for (const auto& group : self().groups)
@@ -212,6 +225,13 @@ void* initial_stack(unsigned char* stack) {
   return words;
 }
 
+bool block_has_waited(int rank) {
+  const int begin = rank * threads_of_block();
+  for (int i = begin; i < begin + threads_of_block(); ++i)
+    if (fibre(i).waited) return true;
+  return false;
+}
+
 [[noreturn]] void throw_error() {
   const Dim3 index = block_at(std::max(cluster->current, 0) / threads_of_block()).index;
   std::ostringstream out;
@@ -237,6 +257,7 @@ void run_cluster() {
     Fibre& f = fibre(i);
     if (!f.stack) f.stack.reset(new unsigned char[kStackBytes]);
     f.state = State::kReady;
+    f.waited = !cluster->config->overlaps;
     f.groups.clear();
     f.open.clear();
     f.context = initial_stack(f.stack.get());
@@ -245,6 +266,9 @@ void run_cluster() {
   cluster->current = next_thread();
   tfq_simt_switch(&cluster->scheduler, fibre(cluster->current).context);
   if (cluster->error.empty()) cluster->error = end_async();
+  for (int rank = 0; cluster->error.empty() && rank < static_cast<int>(cluster->blocks.size()); ++rank)
+    if (!block_has_waited(rank))
+      cluster->error = "a block ended without having waited for the launches before";
   if (!cluster->error.empty()) throw_error();
 }
 
@@ -359,6 +383,13 @@ void warp_collective(const char* name, void* payload, void (*execute)(void* cons
   yield();
 }
 
+void wait_for_launches() {
+  self().waited = true;
+  enter_own_view();
+}
+
+bool has_waited() { return self().waited; }
+
 void sync_warp() {
   warp_collective("sync_warp", nullptr, [](void* const*) {});
 }
@@ -403,6 +434,7 @@ void run_grid(const LaunchConfig& config, const std::function<void()>& thread_bo
   state.blocks.resize(config.cluster);
   state.random.seed(options().seed);
   cluster = &state;
+  const Overlap overlap(config.overlaps);
   const uint64_t clusters = uint64_t{config.grid.x} / config.cluster * config.grid.y * config.grid.z;
   // A stride that is coprime to the count visits all clusters in an order of its own.
   uint64_t stride = 1, start = 0;

@@ -65,6 +65,10 @@ void warp_collective(const char* name, void* payload, void (*execute)(void* cons
 // A barrier of its own number among `count` threads of the block.
 void sync_threads(int id, int count);
 
+// Of launches that overlap (overlap_host.h): the calling thread waits for those before.
+void wait_for_launches();
+bool has_waited();
+
 // Suspends the calling thread until signal_event of the same number for its block; `what` is for
 // reports.
 void wait_event(uint32_t event, const char* what);
