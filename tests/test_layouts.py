@@ -139,6 +139,36 @@ def test_weights_are_loaded_into_any_layout(on_card):
     assert_same_bits(layer(x), other(x))
 
 
+def test_what_was_kept_beside_a_weight_goes_when_it_is_laid_out(on_card):
+    layer = Linear.from_float(nn.Linear(64, 32), "linear")
+    before = len(_cuda._weights)
+    _cuda.cached_device_weight(layer.weight_packed)
+    assert len(_cuda._weights) == before + 1
+    layer(torch.randn(6, 64))
+    assert len(_cuda._weights) == before
+
+
+def test_compiled_layers_take_the_weight_as_it_lies(on_card):
+    layer = Linear.from_float(nn.Linear(64, 32), "linear")
+    x = torch.randn(6, 64)
+    compiled = torch.compile(layer, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        first = compiled(x)
+        assert layer.weight_packed.dim() == 4  # a trace changes nothing
+        expected = layer(x)
+        assert layer.weight_packed.dim() == 2
+        assert_same_bits(first, expected)
+        assert_same_bits(compiled(x), expected)
+
+
+def test_weights_that_offloading_put_back_are_laid_out_again(on_card):
+    layer = Linear.from_float(nn.Linear(64, 32), "linear")
+    x, elsewhere = torch.randn(6, 64), layer.weight_packed.clone()
+    expected = layer(x)
+    layer.weight_packed.data = elsewhere.clone()
+    assert_same_bits(layer(x), expected)
+
+
 def test_errors_name_layout_and_shapes(on_card):
     operands = gemm_operands(6, 32, 64)
     operands["weight"] = _cuda.device_weight(operands["weight"])

@@ -32,6 +32,7 @@ def change(weight, zero_point, shape, dims):
         other = saved_weight(weight, zero_point, shape)
         if dims != SAVED:
             other = _cuda.device_weight(other, zero_point, 0 if dims == 2 else shape[0])
+            _cuda.forget_device_weight(weight)
         weight.data = other
 
 

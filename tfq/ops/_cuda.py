@@ -162,6 +162,11 @@ def cached_device_weight(packed, zero_point=None, geglu_rows=0):
     return entry[1]
 
 
+def forget_device_weight(packed):
+    """Drop what :func:`cached_device_weight` keeps of this tensor."""
+    _weights.pop(packed, None)
+
+
 def _launch(device):
     """(device index, current stream of torch) for the native functions."""
     return device.index, torch.cuda.current_stream(device).cuda_stream
