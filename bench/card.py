@@ -4,6 +4,7 @@ In a dry run it is the CPU, with shapes of a few rows: the scripts run from end 
 known to work before there is a card. What they then print and write says so and measures nothing.
 """
 
+import contextlib
 import datetime
 import json
 import pathlib
@@ -16,6 +17,7 @@ import time
 import torch
 
 import tfq
+from tfq._ext import _C
 from tfq.ops import _dispatch
 
 BENCH = pathlib.Path(__file__).resolve().parent
@@ -77,6 +79,18 @@ class Card:
     def copies_of(self, call_bytes):
         """How many copies of an operand make the L2 cache forget the first."""
         return 2 if self.dry_run else max(2, min(MAX_COPIES, ROTATED_BYTES // max(call_bytes, 1)))
+
+    @contextlib.contextmanager
+    def launches_in_turn(self):
+        """What is launched or captured inside begins when what is before it has ended."""
+        if self.dry_run:  # a build without CUDA has no launches
+            yield
+            return
+        _C.cuda_set_overlapping_launches(False)
+        try:
+            yield
+        finally:
+            _C.cuda_set_overlapping_launches(True)
 
     def synchronize(self):
         """Wait for the card."""

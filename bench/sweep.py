@@ -4,15 +4,16 @@
 
 For each product of SDXL (batch 1, 2), SD1.5 (2, 8) and the CIFAR-10 DDPM (64), each (tile, parts of k) that
 the model of csrc/cuda/gemm_config.cpp puts within a factor of the best: bits against the chosen one's,
-microseconds, TOPS, the modelled cycles; and the time of the float alternative, bfloat16 with the weights
-expanded before each product. sweep.json has all of it, dispatch.json the fastest of each product;
---install puts those into the package's own table (tfq/ops/dispatch.json). A run that ends at --limit is
-continued by the next.
+microseconds, TOPS, the modelled cycles, and the best of each schedule, with clusters and without; and the
+time of the float alternative, bfloat16 with the weights expanded before each product. sweep.json has all of
+it, dispatch.json the fastest of each product; --install puts those into the package's own table
+(tfq/ops/dispatch.json). A run that ends at --limit is continued by the next.
 """
 
 import argparse
 import json
 import re
+import statistics
 
 import torch
 import unet_shapes
@@ -49,6 +50,39 @@ def candidates(description, within):
     found = re.findall(r"^(\S+) k/(\d+): (\d+) cycles", description, re.MULTILINE)
     found = [(tile, int(splits), int(cycles)) for tile, splits, cycles in found]
     return [entry for entry in found if entry[2] <= within * found[0][2]]
+
+
+def schedule_of(tile):
+    """How the warpgroups and blocks of a tile work together, from its name (csrc/cuda/tile.h)."""
+    _, hopper, name = tile.partition("x128_")
+    if not hopper:
+        return "mma.sync"
+    schedule = "ping-pong" if name.startswith("pp") else "cooperative"
+    return f"{schedule}, cluster" if name.endswith("_c2") else schedule
+
+
+def best_of_schedules(times):
+    """Schedule -> least microseconds of ``{"<tile> k/<parts>": microseconds}``."""
+    best = {}
+    for name, us in times.items():
+        schedule = schedule_of(name.split(" k/")[0])
+        best[schedule] = min(us, best.get(schedule, us))
+    return best
+
+
+def print_schedules(rows):
+    """What each schedule gains over the cooperative one without clusters, over the products that ran both."""
+    gains = {}
+    for row in rows:
+        plain = row["schedules"].get("cooperative")
+        for schedule, us in row["schedules"].items() if plain else ():
+            gains.setdefault(schedule, []).append(plain / us)
+    table = [
+        [schedule, str(len(found)), f"{statistics.geometric_mean(found):.3f}x",
+         f"{min(found):.3f}x to {max(found):.3f}x"]
+        for schedule, found in gains.items()
+    ]  # fmt: skip
+    print_table(["schedule", "products", "of cooperative", "from to"], table)
 
 
 class Product:
@@ -131,7 +165,8 @@ def sweep(product, options):
     best = min(times, key=times.get)
     return {
         "operation": product.operation, "shape": [m, n, k], "modelled": f"{tile} k/{splits}",
-        "best": best, "wrong": wrong, "us": times, "float_us": float_us, "cycles": cycles,
+        "best": best, "schedules": best_of_schedules(times), "wrong": wrong, "us": times,
+        "float_us": float_us, "cycles": cycles,
         "tops": {name: 2 * m * n * k / us * 1e-6 for name, us in times.items()},
         "kernels": card.kernel_names(calls[best]),
     }  # fmt: skip
@@ -201,6 +236,7 @@ def main(arguments=None):
     print_table(
         ["product", "model's", "us", "best", "TOPS of best", "model's / best", "bf16 / best"], table
     )
+    print_schedules(results.rows.values())
     results.finish()
     wrong = {name: row["wrong"] for name, row in results.rows.items() if row["wrong"]}
     if wrong:

@@ -16,6 +16,13 @@ TILES_SM90 = (
     "64x160x128_wg1",
     "256x128x128_wg2",
     "128x128x128_wg2",
+    "256x160x128_wg2_c2",
+    "128x160x128_wg2_c2",
+    "64x160x128_wg1_c2",
+    "128x128x128_wg2_c2",
+    "128x160x128_pp",
+    "128x160x128_pp_c2",
+    "128x128x128_pp_c2",
 )
 # Batch, channels, height, width, out channels, kernel, stride, padding, upsample.
 CONVS = [

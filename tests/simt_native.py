@@ -84,6 +84,7 @@ class Simt:
         spec.loader.exec_module(self.native)
         self.tiles = self.native.cuda_tiles()
         self.workspace = torch.zeros(_cuda.WORKSPACE_VALUES // 4, dtype=torch.int32)
+        self.overlapping = False  # products begin before what made their operands has ended
 
     def schedule(self, order=FORWARD, lazy=False, seed=0, fault=0):
         self.native.set_options(order, lazy, seed, fault)
@@ -96,7 +97,7 @@ class Simt:
                 x.data_ptr(), rows, n, k, weight.data_ptr(), epilogue, (*native_options, 0), NOWHERE
             )
 
-        return self._product((rows,), call, *operands, **options)
+        return self._product((rows,), call, (x,), *operands, **options)
 
     def conv2d_s8(
         self, x, *operands, kernel_size, stride=1, padding=0, upsample=1, x2=None, **options
@@ -122,11 +123,17 @@ class Simt:
                 NOWHERE,
             )
 
-        out = self._product((batch, out_h, out_w), call, *operands, **options)
+        out = self._product((batch, out_h, out_w), call, (x, x2), *operands, **options)
         return out.permute(0, 3, 1, 2)
 
+    def _set_unfinished(self, tensors):
+        """The memory of these is that of launches before, which still run when the next begins."""
+        storages = [tensor.untyped_storage() for tensor in tensors if tensor is not None]
+        pieces = {storage.data_ptr(): storage.nbytes() for storage in storages}
+        self.native.set_unfinished_memory(list(pieces.items()))
+
     def _product(
-        self, shape, call, qparams, weight, weight_scale, weight_sum, bias=None, *, temporal=None,
+        self, shape, call, sources, qparams, weight, weight_scale, weight_sum, bias=None, *, temporal=None,
         temporal_rows=None, residual=None, activation=None, out_dtype=torch.float32,
         out_qparams=None, quantized_out=None, tile=None, splits=0,
     ):  # fmt: skip
@@ -155,7 +162,15 @@ class Simt:
             self.workspace.data_ptr(), self.workspace.numel(),
             -1 if tile is None else self.tiles.index(tile), splits,
         )  # fmt: skip
-        call(n, packed, epilogue, options)
+        if self.overlapping:
+            self._set_unfinished(
+                (*sources, qparams, temporal, temporal_rows, residual, out_qparams, out, quantized_out,
+                 self.workspace if splits > 1 else None)
+            )  # fmt: skip
+        try:
+            call(n, packed, epilogue, options)
+        finally:
+            self._set_unfinished(())
         check()
         return out
 

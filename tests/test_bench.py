@@ -113,6 +113,28 @@ def test_sweep_takes_what_the_model_puts_near_the_best():
     assert sweep.candidates(text, within=1.5) == [c for c in found if c[2] <= 1.5 * found[0][2]]
 
 
+def test_sweep_compares_schedules(capsys):
+    times = {
+        "64x64x64_w2x2 k/1": 9.0,
+        "128x160x128_wg2 k/1": 4.0,
+        "256x160x128_wg2 k/2": 6.0,
+        "128x160x128_wg2_c2 k/1": 3.2,
+        "128x160x128_pp k/1": 5.0,
+        "128x128x128_pp_c2 k/1": 2.0,
+    }
+    best = sweep.best_of_schedules(times)
+    assert best == {
+        "mma.sync": 9.0, "cooperative": 4.0, "cooperative, cluster": 3.2, "ping-pong": 5.0,
+        "ping-pong, cluster": 2.0,
+    }  # fmt: skip
+    sweep.print_schedules(
+        [{"schedules": best}, {"schedules": {"cooperative": 1.0, "ping-pong": 0.2}}]
+    )
+    lines = {line[:20].strip(): line.split() for line in capsys.readouterr().out.splitlines()}
+    assert lines["cooperative, cluster"][2:4] == ["1", "1.250x"]
+    assert lines["ping-pong"][1:] == ["2", "2.000x", "0.800x", "to", "5.000x"]
+
+
 def dry(folder, *arguments):
     return ["--dry-run", "--folder", str(folder), "--seconds", "0.0005", *arguments]
 
@@ -201,7 +223,15 @@ def test_unet_benchmark_runs_dry(tmp_path, capsys):
     gpu_unet.main(dry(tmp_path, "--only", "cross_text_time:1"))
     assert card.DRY_RUN in capsys.readouterr().out
     (row,) = json.loads((tmp_path / "unet-cuda.json").read_text())["rows"].values()
-    assert row["ms"].keys() == row["kernels"].keys() == {"tfq", "torch.compile bf16"}
+    assert (
+        row["ms"].keys()
+        == row["kernels"].keys()
+        == {
+            "tfq",
+            "tfq, launches in turn",
+            "torch.compile bf16",
+        }
+    )
     assert row["db_to_compile"]["tfq"] > 20 and row["in_float"] == []
     assert row["bytes"]["tfq"] < row["bytes"]["bf16"]
 

@@ -131,10 +131,18 @@ def test_products_use_tensor_cores_and_wide_copies(built, source, arch):
 
 
 def sm90_tile(kernel):
-    """(block_m, block_n, warpgroups that multiply) of a kernel's tile."""
+    """(block_m, block_n, warpgroups that multiply, those of a tile, blocks of a cluster)."""
     tile = _C.cuda_tiles()[int(re.search(r"_s8_sm90ILi(\d+)E", kernel).group(1))]
-    block_m, block_n, _, warpgroups = map(int, re.findall(r"\d+", tile))
-    return block_m, block_n, warpgroups
+    block_m, block_n, schedule, cluster = re.match(
+        r"(\d+)x(\d+)x128_(pp|wg1|wg2)(?:_c(\d))?$", tile
+    ).groups()
+    groups = {"wg1": (1, 1), "wg2": (2, 2), "pp": (2, 1)}[schedule]
+    return int(block_m), int(block_n), *groups, int(cluster or 1)
+
+
+SM90_TILES = sum("x128_" in tile for tile in _C.cuda_tiles())
+# GEGLU has a kernel of its own.
+SM90_KERNELS = {"gemm_s8_sm90": 2 * SM90_TILES, "conv2d_s8_sm90": SM90_TILES}
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +158,7 @@ def hopper(tmp_path_factory):
 @pytest.mark.parametrize("source", SM90)
 def test_hopper_registers(hopper, source):
     facts = hopper[source][1]
-    assert len(facts) == (10 if source.startswith("gemm") else 5)
+    assert len(facts) == SM90_KERNELS[source]
     for registers, spilled, kernel in facts:
         assert spilled == 0, f"{kernel} spills {spilled} bytes"
         assert registers <= SM90_REGISTERS[sm90_tile(kernel)[2] + 1], (kernel, registers)
@@ -159,18 +167,24 @@ def test_hopper_registers(hopper, source):
 @pytest.mark.parametrize("source", SM90)
 def test_hopper_multiplies_with_wgmma_and_copies_with_tma(hopper, source):
     kernels = instructions(tool("nvdisasm"), hopper[source][0])
-    assert len(kernels) == (10 if source.startswith("gemm") else 5)
+    assert len(kernels) == SM90_KERNELS[source]
     copies = ["UTMALDG.2D"] if source.startswith("gemm") else ["UTMALDG.2D", "UTMALDG.4D.IM2COL"]
     for name, counts in kernels.items():
-        block_m, block_n, warpgroups = sm90_tile(name)
+        block_m, block_n, warpgroups, of_tile, cluster = sm90_tile(name)
         # One k-block: depth 128 is four instructions of 64 x N x 32. The loop may be unrolled.
-        per_block = 4 * block_m // 64 // warpgroups
+        per_block = 4 * block_m // 64 // of_tile
         multiplies = total(counts, f"IGMMA.64x{block_n}x32.U8.S8")
         batches = total(counts, "WARPGROUP.ARRIVE")
         assert multiplies == total(counts, "IGMMA") == per_block * batches > 0, (name, counts)
         # A wait for each batch, and one for the last: not one for each instruction.
         assert total(counts, "WARPGROUP.DEPBAR") == batches + 1, (name, counts)
         assert all(total(counts, copy) > 0 for copy in copies), (name, counts)
+        assert (total(counts, "UTMALDG.2D.MULTICAST") > 0) == (cluster > 1), (name, counts)
+        # At the begin and at the end; and no fence of the device but those of split-K.
+        assert total(counts, "UCGABAR_ARV") == (2 if cluster > 1 else 0), (name, counts)
+        assert total(counts, "MEMBAR.ALL.GPU") == 0, (name, counts)
+        # Both kinds of warpgroups wait for the launches before; one lets the next begin.
+        assert total(counts, "ACQBULK") == 2 and total(counts, "PREEXIT") == 1, (name, counts)
         assert total(counts, "LDGSTS") == 0, name
         assert total(counts, "IMMA") == 0, name
         assert (total(counts, "USETMAXREG") == 2) == (warpgroups == 2), name
@@ -248,7 +262,7 @@ def test_a_failed_launch_names_kernel_configuration_and_reason(tmp_path):
     text = subprocess.run([program], capture_output=True, text=True, check=True).stdout
     assert text == (
         "a_kernel: launch failed: cudaErrorInvalidConfiguration: invalid configuration argument "
-        "(grid 3 x 1 x 2, 128 threads, 49152 bytes of shared memory)\n"
+        "(grid 3 x 1 x 2, 128 threads, 49152 bytes of shared memory, clusters of 1)\n"
     )
 
 

@@ -31,8 +31,17 @@ from tfq import reference
     EXPECT_TOO_FEW_BYTES,
     WRONG_SWIZZLE,
     STORE_BEYOND_DEPTH,
+    MULTICAST_TO_ITSELF,
+    NO_REMOTE_RELEASE,
+    NO_FIRST_CLUSTER_SYNC,
+    NO_LAST_CLUSTER_SYNC,
+    NO_TURN,
+    NO_SKIP,
+    SHARED_SCRATCH,
+    COPY_BEFORE_LAUNCHES,
+    FINISH_BEFORE_LAUNCHES,
     COUNT,
-) = range(1, 22)
+) = range(1, 31)
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +51,21 @@ def simt():
     simt.schedule()
 
 
-def outcome(simt, fault, order, lazy, function="gemm_s8", splits=0, tile="64x64x64_w2x2", k=640):
+def outcome(
+    simt,
+    fault,
+    order,
+    lazy,
+    function="gemm_s8",
+    splits=0,
+    tile="64x64x64_w2x2",
+    k=640,
+    m=65,
+    groups=1,
+):
     """ "right", "wrong", or the text of the error."""
     if function == "gemm_s8":
-        operands = gemm_operands(65, 72, k)
+        operands = gemm_operands(m, 72, k, groups=groups)
     else:
         operands = conv_operands((1, 32, 6, 6, 40, 3, 1, 1, 1))
     expected = getattr(reference, function)(**operands)
@@ -163,9 +183,13 @@ def hopper(simt):
     simt.native.set_device(*simt_native.DEVICE)
 
 
-def hopper_outcomes(simt, fault):
-    """Two tiles on one multiprocessor, and more k-blocks than there are stages."""
-    return outcomes(simt, fault, tile="64x160x128_wg1", k=1680)
+def hopper_outcomes(simt, fault, tile="64x160x128_wg1"):
+    """Two tiles on one multiprocessor, or on a cluster, and more k-blocks than there are stages."""
+    return outcomes(simt, fault, tile=tile, k=1680)
+
+
+def cluster_outcomes(simt, fault):
+    return hopper_outcomes(simt, fault, tile="64x160x128_wg1_c2")
 
 
 @pytest.mark.usefixtures("hopper")
@@ -199,3 +223,69 @@ class TestHopper:
     def test_padding_with_zero_bytes(self, simt):
         seen = outcomes(simt, PADDING_IS_ZERO, function="conv2d_s8", tile="64x160x128_wg1")
         assert set(seen.values()) == {"wrong"}
+
+
+@pytest.mark.usefixtures("hopper")
+class TestClusters:
+    def test_without_a_fault_all_is_right(self, simt):
+        assert set(cluster_outcomes(simt, 0).values()) == {"right"}
+
+    def test_weights_copied_to_the_own_block_alone(self, simt):
+        seen = cluster_outcomes(simt, MULTICAST_TO_ITSELF)
+        assert all("wait for an mbarrier" in result for result in seen.values())
+
+    def test_filling_a_stage_that_the_other_block_has_not_multiplied(self, simt):
+        assert "wrong" in cluster_outcomes(simt, NO_REMOTE_RELEASE).values()
+
+    def test_expecting_too_few_bytes(self, simt):
+        assert "right" not in cluster_outcomes(simt, EXPECT_TOO_FEW_BYTES).values()
+
+    def test_copying_before_the_other_block_has_barriers(self, simt):
+        seen = cluster_outcomes(simt, NO_FIRST_CLUSTER_SYNC)
+        assert any("no barrier was initialised" in result for result in seen.values())
+
+    def test_ending_while_the_other_block_arrives(self, simt):
+        seen = cluster_outcomes(simt, NO_LAST_CLUSTER_SYNC)
+        assert any("of the cluster has ended" in result for result in seen.values())
+
+
+def turns_outcomes(simt, fault, groups=1):
+    """Three tiles on one multiprocessor; their k-blocks are no whole rounds of the stages."""
+    return outcomes(simt, fault, tile="128x160x128_pp", m=300, k=992, groups=groups)
+
+
+@pytest.mark.usefixtures("hopper")
+class TestPingPong:
+    def test_without_a_fault_all_is_right_and_tiles_take_turns(self, simt):
+        simt.native.reset_counters()
+        assert set(turns_outcomes(simt, 0, groups=300).values()) == {"right"}
+        counters = simt.native.counters()
+        # From the first tile to the second, and to the third.
+        assert counters["product_turns"] == 2 * counters["launches"]
+
+    def test_multiplying_out_of_turn(self, simt):
+        simt.native.reset_counters()
+        turns_outcomes(simt, NO_TURN)
+        counters = simt.native.counters()
+        assert counters["product_turns"] > 2 * counters["launches"]
+
+    def test_reading_the_stages_of_the_other_warpgroup(self, simt):
+        assert "right" not in turns_outcomes(simt, NO_SKIP).values()
+
+    def test_row_facts_of_the_other_warpgroup(self, simt):
+        assert "wrong" in turns_outcomes(simt, SHARED_SCRATCH, groups=300).values()
+
+
+@pytest.mark.usefixtures("hopper")
+class TestOverlappingLaunches:
+    @pytest.fixture(autouse=True)
+    def overlapping(self, simt):
+        simt.overlapping = True
+        yield
+        simt.overlapping = False
+
+    @pytest.mark.parametrize("tile", ["64x160x128_wg1", "64x160x128_wg1_c2", "128x160x128_pp"])
+    @pytest.mark.parametrize("fault", [0, COPY_BEFORE_LAUNCHES, FINISH_BEFORE_LAUNCHES])
+    def test_waiting_for_the_launches_before(self, simt, tile, fault):
+        seen = outcomes(simt, fault, tile=tile, k=272)
+        assert all((result == "right") == (fault == 0) for result in seen.values()), seen

@@ -20,6 +20,8 @@ def test_shim(programs):
     oracle = simt_native.SOURCE / "oracle" / "fragments.tsv"
     assert "0 failures" in simt_native.run(programs, "test_shim", oracle)
     assert "0 failures" in simt_native.run(programs, "test_shim_sm90")
+    for program in ("test_shim_cluster", "test_shim_overlap"):
+        assert "0 failures" in simt_native.run(programs, program)
 
 
 def test_random_shapes(programs, seed):

@@ -8,7 +8,8 @@ import pytest
 import simt_native
 import torch
 from operands import conv_operands, gemm_operands, random_qparams
-from simt_cases import CONVS, FLOATS, TILES_SM90
+from simt_cases import CONVS, FLOATS, TILES_SM90, check_epilogue
+from test_simt_faults import FINISH_BEFORE_LAUNCHES
 from tolerance import assert_quantized_close, assert_same_bits
 
 from tfq import reference
@@ -103,6 +104,55 @@ def test_split_conv_is_exact_and_leaves_zeros(simt, splits):
         actual = simt.conv2d_s8(**operands, tile="64x160x128_wg1", splits=splits)
         assert_same_bits(actual, reference.conv2d_s8(**operands))
     assert not bool(simt.workspace.any())
+
+
+@pytest.fixture
+def overlapping(simt):
+    """Launches begin before those that made their operands have ended."""
+    workspace = simt.workspace
+    simt.workspace = torch.zeros(1 << 17, dtype=torch.int32)
+    simt.overlapping = True
+    yield
+    simt.overlapping, simt.workspace = False, workspace
+
+
+@pytest.mark.usefixtures("overlapping")
+@pytest.mark.parametrize("tile", TILES_SM90)
+@pytest.mark.parametrize("order, lazy", simt_native.SCHEDULES)
+def test_nothing_is_read_or_written_before_the_launches_before_have_ended(simt, tile, order, lazy):
+    simt.schedule(order, lazy, seed=order)
+    check_epilogue(simt, gemm_operands(140, 72, 272), ("both", torch.bfloat16, 2, 2), tile)
+    check_epilogue(
+        simt, conv_operands((2, 32, 8, 9, 40, 3, 1, 1, 1)), ("both", torch.float32, 2, 2), tile
+    )
+
+
+@pytest.mark.usefixtures("overlapping")
+def test_split_k_waits_for_the_launches_before(simt):
+    operands = gemm_operands(130, 72, 1040)
+    for _ in range(2):
+        actual = simt.gemm_s8(**operands, tile="64x160x128_wg1", splits=2)
+        assert_same_bits(actual, reference.gemm_s8(**operands))
+    assert not bool(simt.workspace.any())
+
+
+@pytest.mark.usefixtures("overlapping")
+@pytest.mark.parametrize("overlaps", [True, False])
+def test_launches_need_not_overlap(simt, overlaps):
+    """A launch that does not, begins after those before: the faults of those that do are none."""
+    operands = gemm_operands(70, 72, 272)
+    simt.schedule(fault=FINISH_BEFORE_LAUNCHES)
+    simt.native.cuda_set_overlapping_launches(overlaps)
+    try:
+        actual = simt.gemm_s8(**operands, tile="64x160x128_wg1")
+    except RuntimeError as error:
+        actual = error
+    finally:
+        simt.native.cuda_set_overlapping_launches(True)
+    if overlaps:
+        assert "written without waiting" in str(actual)
+    else:
+        assert_same_bits(actual, reference.gemm_s8(**operands))
 
 
 def test_tap_sums():

@@ -34,9 +34,6 @@ class Captured:
     """
 
     def __init__(self, forward, leaves, spec, timestep, index, make):
-        model = forward.__self__
-        # The kernels read these addresses even if the model is given other weights.
-        self.weights = [x.detach() for x in (*model.parameters(), *model.buffers())]
         self.leaves = [x.clone() if isinstance(x, torch.Tensor) else x for x in leaves]
         self.timestep, self.index = timestep.clone(), index
         text = pytree.tree_unflatten(self.leaves, spec).get(_TEXT)
@@ -58,6 +55,10 @@ class Captured:
         # A pool of its own: no replay of another signature writes where this one's text is kept.
         pool = make.new_pool()
         make.warm_up(run)
+        # The kernels read these addresses even if the model is given other weights. (Not before now: the
+        # first call on a card changes the layout of its weights.)
+        model = forward.__self__
+        self.weights = [x.detach() for x in (*model.parameters(), *model.buffers())]
         self.cache.keep(text)
         self.replay_text = None
         if self.cache.texts:

@@ -3,8 +3,9 @@
 import torch
 from torch import nn
 
-from tfq import backends
+from tfq import backends, layouts
 from tfq.geometry import normalize_padding, packed_shape, unsupported_conv
+from tfq.ops import _checks
 from tfq.quantizer import InputQuantizer
 from tfq.weights import QuantizedWeight, quantize_weight
 
@@ -97,15 +98,32 @@ class _QuantizedLayer:
             self.bias = nn.Parameter(bias.float(), requires_grad=False)
         return self
 
+    def _packed(self, suffix):
+        """(packed weight, in whatever layout it is; its zero-points or None) of a part."""
+        buffers = self._buffers
+        return buffers[f"weight_packed{suffix}"], buffers.get(f"weight_zero_point{suffix}")
+
     def _dequantized(self, suffix, shape):
         operations = backends.get("native")
-        packed = getattr(self, f"weight_packed{suffix}")
+        packed, zero_point = self._packed(suffix)
+        packed = layouts.saved_weight(packed, zero_point, shape)
         scale = getattr(self, f"weight_scale{suffix}")
         if self.weight_bits == 8:
             return QuantizedWeight(operations.unpack_weight(packed, shape), scale).dequantize()
-        zero_point = getattr(self, f"weight_zero_point{suffix}")
         q = operations.unpack_weight_s4(packed, shape)
         return QuantizedWeight(q, scale, zero_point).dequantize()
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        for suffix, shape in self._parts():
+            name = f"{prefix}weight_packed{suffix}"
+            zero_point = self._packed(suffix)[1]
+            destination[name] = layouts.saved_weight(destination[name], zero_point, shape)
+
+    def _load_from_state_dict(self, state_dict, prefix, *arguments):
+        for suffix, shape in self._parts():
+            layouts.change(*self._packed(suffix), shape, layouts.SAVED)
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     @property
     def weight(self):
@@ -121,19 +139,24 @@ class _QuantizedLayer:
                 f"{type(self).__name__} {self.name}: input must have {expected} channels, got {channels}"
             )
 
-    def operands(self, suffix=""):
+    def operands(self, suffix="", geglu=False):
         """(packed weight, scale, sum, zero-point or None, bias) of a product; `suffix` names a part."""
+        weight, zero_point = self._packed(suffix)
+        if weight.dim() != layouts.SAVED or _checks.has_cuda_kernels(weight):
+            shape = dict(self._parts())[suffix]
+            weight, zero_point = layouts.for_product(self.backend, weight, zero_point, shape, geglu)
         buffers = self._buffers
         return (
-            buffers[f"weight_packed{suffix}"],
+            weight,
             buffers[f"weight_scale{suffix}"],
             buffers[f"weight_sum{suffix}"],
-            buffers.get(f"weight_zero_point{suffix}"),
+            zero_point,
             self._parameters["bias"],
         )
 
     def _product(self, operation, q, qparams, suffix="", **epilogue):
-        weight, scale, weight_sum, zero_point, bias = self.operands(suffix)
+        geglu = epilogue.get("activation") == "geglu"
+        weight, scale, weight_sum, zero_point, bias = self.operands(suffix, geglu)
         if zero_point is not None:
             epilogue["weight_zero_point"] = zero_point
         product = getattr(backends.get(self.backend), operation)

@@ -183,6 +183,7 @@ void bind_cuda(py::module_& module) {
   module.def("cuda_image_workspace", cuda::image_workspace);
   module.def("cuda_tiles", tiles);
   module.def("cuda_set_dispatch_table", set_dispatch_table);
+  module.def("cuda_set_overlapping_launches", cuda::set_overlapping_launches);
   module.def("cuda_choose_product", choose_product);
   module.def("cuda_conv_problem", conv_problem);
 }

@@ -11,7 +11,8 @@ struct Entry {
   void (*kernel)(const TmaConvLaunch);
 };
 
-#define TFQ_TILE_NAME(m, n, groups, stages) "conv2d_s8_" #m "x" #n "x128_wg" #groups "_sm90",
+#define TFQ_TILE_NAME(m, n, name, schedule, groups, stages, cluster) \
+  "conv2d_s8_" #m "x" #n "x128_" #name "_sm90",
 constexpr const char* kNames[] = {TFQ_CUDA_TILES_SM90(TFQ_TILE_NAME)};
 #undef TFQ_TILE_NAME
 template <int Index>
@@ -19,7 +20,9 @@ constexpr Entry entry() {
   constexpr int kTile = kTileCountSm80 + Index;
   return {kNames[Index], conv2d_s8_sm90<kTile>};
 }
-constexpr Entry kEntries[] = {entry<0>(), entry<1>(), entry<2>(), entry<3>(), entry<4>()};
+constexpr Entry kEntries[] = {entry<0>(), entry<1>(), entry<2>(), entry<3>(), entry<4>(),
+                              entry<5>(), entry<6>(), entry<7>(), entry<8>(), entry<9>(),
+                              entry<10>(), entry<11>()};
 static_assert(kTileCountSm80 + sizeof(kEntries) / sizeof(kEntries[0]) == kTileCount);
 
 }  // namespace
@@ -33,8 +36,8 @@ void launch_conv_sm90(const ConvLaunch& conv, const int32_t* tap_sums,
       image_map(conv.x, batch, conv.in_h, conv.in_w, conv.channels,
                 {conv.out_h, conv.out_w, conv.stride_h, conv.stride_w, conv.pad_top, conv.pad_left},
                 tile.block_m, kConvUnit, Swizzle::k64),
-      matrix_map(conv.product.weight, packed_rows(problem.n), packed_depth(problem.k), tile.block_n,
-                 kConvUnit, Swizzle::k64),
+      matrix_map(conv.product.weight, packed_rows(problem.n), packed_depth(problem.k),
+                 tile.block_n / tile.cluster, kConvUnit, Swizzle::k64),
       tap_sums, conv};
   const Entry& entry = kEntries[index - kTileCountSm80];
   simt::launch(entry.kernel,

@@ -12,7 +12,7 @@
 namespace tfq::cuda {
 
 struct TmaConvLaunch {
-  TensorMap a, b;  // boxes (block_m, 64) of the image and (block_n, 64) of the weight
+  TensorMap a, b;  // boxes (block_m, 64) of the image and (block_n / cluster, 64) of the weight
   const int32_t* tap_sums;  // (kernel_h * kernel_w, n): sums of the weights over the channels
   ConvLaunch conv;
 };
@@ -36,13 +36,12 @@ TFQ_DEVICE ptx::FirstTap first_tap(const ConvLaunch& conv, int row) {
 template <typename Shape>
 class ImageUnits {
  public:
-  TFQ_DEVICE explicit ImageUnits(const TmaConvLaunch& args) : args_(args) {
+  TFQ_DEVICE explicit ImageUnits(const TmaConvLaunch& args) : args_(args), weights_(args.b) {
     ptx::prefetch_map(args.a);
-    ptx::prefetch_map(args.b);
   }
   TFQ_DEVICE void begin(const TilePosition& tile) {
     first_ = first_tap(args_.conv, tile.row * Shape::kBlockM);
-    column_ = tile.column * Shape::kBlockN;
+    weights_.begin(tile);
   }
   TFQ_DEVICE void load(int stage, int unit, int index, uint32_t barrier) const {
     const ConvLaunch& conv = args_.conv;
@@ -54,14 +53,13 @@ class ImageUnits {
     const int channel = exists ? (index - tap * per_tap) * kConvUnit : per_tap * kConvUnit;
     ptx::load_taps(Shape::unit_a(stage, unit), args_.a, barrier, first_, exists ? tap_y : 0,
                    exists ? tap - tap_y * conv.kernel_w : 0, channel);
-    ptx::load_box(Shape::unit_b(stage, unit), args_.b, barrier, column_,
-                  tap * conv.channels + channel);
+    weights_.load(stage, unit, tap * conv.channels + channel, barrier);
   }
 
  private:
   const TmaConvLaunch& args_;
+  WeightUnits<Shape> weights_;
   ptx::FirstTap first_{};
-  int column_ = 0;
 };
 
 // Taps that output rows miss, and what their weights sum to.

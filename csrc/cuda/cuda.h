@@ -29,6 +29,10 @@ struct ProductOptions {
   const int32_t* tap_sums;
 };
 
+// Whether launches of Hopper's products may begin while what is before them on the stream ends; they may
+// unless this is called. For measurements. Not to be changed while another thread launches.
+void set_overlapping_launches(bool enabled);
+
 // api.h's operations on device memory. Weights are in the layout of product_args.h.
 void gemm_s8(const GemmArgs& args, const ProductOptions& options, const Launch& launch);
 void conv2d_s8(const ConvArgs& args, const uint8_t* x2, int64_t channels2,

@@ -68,7 +68,8 @@ void check_launch(int status, const simt::LaunchConfig& config) {
   throw CudaError(message(config.kernel, ": launch failed: ", cudaGetErrorName(error), ": ",
                           cudaGetErrorString(error), " (grid ", config.grid.x, " x ", config.grid.y,
                           " x ", config.grid.z, ", ", config.threads, " threads, ",
-                          config.shared_bytes, " bytes of shared memory)"));
+                          config.shared_bytes, " bytes of shared memory, clusters of ",
+                          config.cluster, ")"));
 }
 
 std::vector<std::string> built_archs() {

@@ -135,7 +135,7 @@ TFQ_DEVICE void finish_channels(const GemmLaunch& args, const Accumulators<Shape
   const int channel = tile_column * Shape::kBlockN + column / kChannelGroup * kChannelGroup +
                       8 * (lane % 4) + (Count == 4 && column % kChannelGroup ? 4 : 0);
   if (channel >= args.n) return;
-  const auto* facts = simt::shared_at<RowFacts>(Shape::kScratch);
+  const auto* facts = simt::shared_at<RowFacts>(Shape::scratch());
   ChannelFacts<Count> channels;
   channels.combine(args.epilogue, facts[0], channel, border);
   uint32_t missing = facts[0].missing;  // of the row that is combined
@@ -173,7 +173,7 @@ TFQ_DEVICE void finish_tile(const GemmLaunch& args, const Accumulators<Shape>& a
   if (row <= last) {
     RowFacts facts = row_facts(args.epilogue, row);
     facts.missing = border.missing(row);
-    simt::shared_at<RowFacts>(Shape::kScratch)[Shape::thread()] = facts;
+    simt::shared_at<RowFacts>(Shape::scratch())[Shape::thread()] = facts;
   }
   Shape::sync();
 #pragma unroll

@@ -20,15 +20,20 @@ constexpr double kEpilogueInstructions = 8.0;    // per output
 constexpr double kLanes = 128.0;                 // instructions per cycle
 constexpr double kReductionBytesPerCycle = 32.0;
 constexpr double kFillCycles = 1500.0;  // first loads, last stores
+constexpr double kClusterCycles = 400.0;  // its two barriers
 constexpr int kWarpsToHideLatency = 8;
 constexpr double kFewWarpsPenalty = 1.15;
 constexpr int64_t kFewestBlocksOfK = 8;  // in a part
 
-constexpr double kOneWarpgroup = 0.57;  // of wgmma's rate
+// Of wgmma's rate: a warpgroup alone; two in turns, of twice the rows.
+constexpr double kOneWarpgroup = 0.57;
+constexpr double kPingPong = 0.9;
+constexpr double kLanesInTurns = 64.0;  // the epilogue's, of one warpgroup beside the products
 
 // Multiply-adds a cycle of a multiprocessor. Hopper's mma.sync reaches about half of what wgmma
 // does.
 double multiply_rate(const Tile& tile, int arch) {
+  if (tile.schedule == Schedule::kPingPong) return 4096.0 * kPingPong;
   if (tile.level == Level::kSm90) return 4096.0 * (tile.warps_m > 4 ? 1.0 : kOneWarpgroup);
   return arch == 80 || arch == 90 || arch == 100 ? 2048.0 : 1024.0;
 }
@@ -40,6 +45,11 @@ double bytes_read(const Tile& tile) {
     return (tile.block_m + tile.block_m / 64.0 * tile.block_n) * tile.block_k;
   return static_cast<double>(tile.warps_m * tile.warps_n) *
          (tile.block_m / tile.warps_m + tile.block_n / tile.warps_n) * tile.block_k;
+}
+
+// Bytes a block brings from L2 for one k-block: of B its share of the cluster's.
+double bytes_copied(const Tile& tile) {
+  return (tile.block_m + static_cast<double>(tile.block_n) / tile.cluster) * tile.block_k;
 }
 
 // Bytes a cycle from L2 to a multiprocessor: more on the data-centre cards.
@@ -59,13 +69,19 @@ double modelled_cycles(const ProductProblem& p, const Tile& tile, const DeviceFa
       device.shared_per_multiprocessor / (tile.shared_bytes() + kReservedSharedBytes);
   const bool few =
       tile.level == Level::kSm80 && static_cast<int>(resident) * warps < kWarpsToHideLatency;
-  const double l2 = tile.stage_bytes() / l2_rate(device.arch);
+  const double l2 = bytes_copied(tile) / l2_rate(device.arch);
   const double step = std::max({multiply, shared, l2}) * (few ? kFewWarpsPenalty : 1.0);
   const double reduction = splits > 1 ? 3 * 4 * outputs / kReductionBytesPerCycle : 0.0;
-  const double block = static_cast<double>(ceil_div(ceil_div(p.k, tile.block_k), splits)) * step +
-                       outputs * kEpilogueInstructions / kLanes + reduction;
-  const int64_t rounds = ceil_div(tiles_of(p, tile) * splits, device.multiprocessors);
-  return static_cast<double>(rounds) * block + kFillCycles;
+  const bool in_turns = tile.schedule == Schedule::kPingPong;
+  const double products = static_cast<double>(ceil_div(ceil_div(p.k, tile.block_k), splits)) * step;
+  const double finish =
+      outputs * kEpilogueInstructions / (in_turns ? kLanesInTurns : kLanes) + reduction;
+  // In turns the products of a part hide the end of the one before, or two parts take as long as one.
+  const double part = in_turns ? std::max(products, (products + finish) / 2) : products + finish;
+  const int at_once = std::max(device.multiprocessors / tile.cluster, 1);
+  const int64_t rounds = ceil_div(clusters_of(p, tile) * splits, at_once);
+  return static_cast<double>(rounds) * part + (in_turns ? finish : 0.0) + kFillCycles +
+         (tile.cluster > 1 ? kClusterCycles : 0.0);
 }
 
 std::string why_not(const ProductProblem& p, const Tile& tile, const DeviceFacts& device,
@@ -109,6 +125,10 @@ Candidate measured(const char* operation, const ProductProblem& p, const DeviceF
 DispatchTable& dispatch_table() {
   static DispatchTable table;
   return table;
+}
+
+int64_t clusters_of(const ProductProblem& p, const Tile& tile) {
+  return ceil_div(p.m, int64_t{tile.cluster} * tile.block_m) * ceil_div(p.n, tile.block_n);
 }
 
 int64_t split_workspace(const ProductProblem& p, const Tile& tile, int splits) {

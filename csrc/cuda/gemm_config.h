@@ -37,6 +37,9 @@ ProductChoice choose_product(const char* operation, const ProductProblem& proble
                              const DeviceFacts& device, const DispatchTable& table, int tile = -1,
                              int splits = 0);
 
+// Groups of `cluster` tiles, one below the other, that cover the outputs.
+int64_t clusters_of(const ProductProblem& problem, const Tile& tile);
+
 // int32 values of workspace a candidate needs.
 int64_t split_workspace(const ProductProblem& problem, const Tile& tile, int splits);
 

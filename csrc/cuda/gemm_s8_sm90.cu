@@ -12,7 +12,8 @@ struct Entry {
   void (*geglu)(const TmaGemmLaunch);
 };
 
-#define TFQ_TILE_NAME(m, n, groups, stages) "gemm_s8_" #m "x" #n "x128_wg" #groups "_sm90",
+#define TFQ_TILE_NAME(m, n, name, schedule, groups, stages, cluster) \
+  "gemm_s8_" #m "x" #n "x128_" #name "_sm90",
 constexpr const char* kNames[] = {TFQ_CUDA_TILES_SM90(TFQ_TILE_NAME)};
 #undef TFQ_TILE_NAME
 template <int Index>
@@ -20,7 +21,9 @@ constexpr Entry entry() {
   constexpr int kTile = kTileCountSm80 + Index;
   return {kNames[Index], gemm_s8_sm90<kTile, false>, gemm_s8_sm90<kTile, true>};
 }
-constexpr Entry kEntries[] = {entry<0>(), entry<1>(), entry<2>(), entry<3>(), entry<4>()};
+constexpr Entry kEntries[] = {entry<0>(), entry<1>(), entry<2>(), entry<3>(), entry<4>(),
+                              entry<5>(), entry<6>(), entry<7>(), entry<8>(), entry<9>(),
+                              entry<10>(), entry<11>()};
 static_assert(kTileCountSm80 + sizeof(kEntries) / sizeof(kEntries[0]) == kTileCount);
 
 }  // namespace
@@ -30,8 +33,8 @@ void launch_gemm_sm90(const GemmLaunch& product, const ProductProblem& problem, 
   const Tile& tile = kTiles[index];
   const TmaGemmLaunch args{
       matrix_map(product.x, problem.m, problem.k, tile.block_m, tile.block_k, Swizzle::k128),
-      matrix_map(product.weight, packed_rows(problem.n), packed_depth(problem.k), tile.block_n,
-                 tile.block_k, Swizzle::k128),
+      matrix_map(product.weight, packed_rows(problem.n), packed_depth(problem.k),
+                 tile.block_n / tile.cluster, tile.block_k, Swizzle::k128),
       product};
   const Entry& entry = kEntries[index - kTileCountSm80];
   simt::launch(product.epilogue.activation == Activation::kGeglu ? entry.geglu : entry.plain,

@@ -1,6 +1,6 @@
 // out (m, n) = epilogue(x (m, k) u8 times the transpose of weight (n, k) s8), for sm_90a.
 //
-// grid = as many blocks as run at once. See main_loop_sm90.cuh for the product, epilogue.cuh for the
+// grid = as many blocks as run at once, whole clusters. See main_loop_sm90.cuh for the product, epilogue.cuh for the
 // rest.
 #pragma once
 
@@ -9,30 +9,30 @@
 namespace tfq::cuda {
 
 struct TmaGemmLaunch {
-  TensorMap a, b;  // boxes (block_m, 128) and (block_n, 128)
+  TensorMap a, b;  // boxes (block_m, 128) and (block_n / cluster, 128)
   GemmLaunch product;
 };
 
 template <typename Shape>
 class MatrixUnits {
  public:
-  TFQ_DEVICE explicit MatrixUnits(const TmaGemmLaunch& args) : args_(args) {
+  TFQ_DEVICE explicit MatrixUnits(const TmaGemmLaunch& args) : args_(args), weights_(args.b) {
     ptx::prefetch_map(args.a);
-    ptx::prefetch_map(args.b);
   }
   TFQ_DEVICE void begin(const TilePosition& tile) {
     row_ = tile.row * Shape::kBlockM;
-    column_ = tile.column * Shape::kBlockN;
+    weights_.begin(tile);
   }
   TFQ_DEVICE void load(int stage, int unit, int index, uint32_t barrier) const {
     const int k = index * Shape::kUnitBytes;
     ptx::load_box(Shape::unit_a(stage, unit), args_.a, barrier, row_, k);
-    ptx::load_box(Shape::unit_b(stage, unit), args_.b, barrier, column_, k);
+    weights_.load(stage, unit, k, barrier);
   }
 
  private:
   const TmaGemmLaunch& args_;
-  int row_ = 0, column_ = 0;
+  WeightUnits<Shape> weights_;
+  int row_ = 0;
 };
 
 template <int TileIndex, bool Geglu>

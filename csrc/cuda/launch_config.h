@@ -17,6 +17,8 @@ struct LaunchConfig {
   uint32_t threads;       // of a block, a multiple of kWarpSize
   uint32_t shared_bytes;  // dynamic
   void* stream;           // cudaStream_t
+  uint32_t cluster = 1;   // blocks along x that run together; grid.x is a multiple of it
+  bool overlaps = false;  // may begin before what is before it on the stream has ended
 };
 
 }  // namespace tfq::simt

@@ -38,7 +38,7 @@ struct TileShape {
   }
 
   // All threads of the block multiply; after the product its stages are scratch.
-  static constexpr uint32_t kScratch = 0;
+  static TFQ_DEVICE constexpr uint32_t scratch() { return 0; }
   static TFQ_DEVICE int thread() { return simt::thread_index(); }
   static TFQ_DEVICE void sync() { simt::sync_block(); }
 };

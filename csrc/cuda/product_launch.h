@@ -18,7 +18,7 @@ GemmLaunch product_launch(const Epilogue& epilogue, const ProductOptions& option
 simt::LaunchConfig product_config(const char* kernel, const ProductProblem& problem,
                                   const Tile& tile, int splits, void* stream);
 
-// At most a block for each multiprocessor; blocks take several tiles.
+// Whole clusters, at most a block for each multiprocessor; blocks take several tiles.
 simt::LaunchConfig persistent_config(const char* kernel, const ProductProblem& problem,
                                      const Tile& tile, int splits, int multiprocessors,
                                      void* stream);

@@ -2,7 +2,7 @@
 //
 // A Shape says how the accumulators lie on the threads: kBlockM x kBlockN outputs on kThreads threads,
 // numbered by thread() and met by sync(); piece_row(i) and piece_column(p), the first row and column of
-// a warp's pieces of 16 x 16; kScratch, the offset of shared memory that is free once the threads have
+// a warp's pieces of 16 x 16; scratch(), the offset of shared memory that is free once the threads have
 // met after the product.
 #pragma once
 
@@ -56,7 +56,7 @@ TFQ_DEVICE bool reduce_splits(const SplitK& split, int tile, Accumulators<Shape>
   for (int r = 0; r < kRegisters; ++r) ptx::atomic_add(sums + r * Shape::kThreads, registers[r]);
   ptx::memory_fence();
   Shape::sync();  // also: every warp is done with the scratch
-  int32_t* arrived = simt::shared_at<int32_t>(Shape::kScratch);
+  int32_t* arrived = simt::shared_at<int32_t>(Shape::scratch());
   if (Shape::thread() == 0) *arrived = ptx::atomic_increment(split.counters + tile);
   Shape::sync();
   const int last = split.count - 1 - (simt::fault(simt::kFaultSplitLastBlockTooEarly) ? 1 : 0);

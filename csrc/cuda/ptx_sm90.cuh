@@ -64,6 +64,19 @@ TFQ_DEVICE void publish_barriers() {
 TFQ_DEVICE void arrive(uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
 }
+// The same at the barrier at this offset of block `rank` of the cluster. Without .release.cluster, for
+// which the assembler puts a fence of the whole device into the main loop: what the other block orders
+// by it are copies, not loads and stores.
+TFQ_DEVICE void arrive_at(int rank, uint32_t barrier) {
+  asm volatile(
+      "{\n"
+      ".reg .b32 remote;\n"
+      "mapa.shared::cluster.u32 remote, %0, %1;\n"
+      "mbarrier.arrive.shared::cluster.b64 _, [remote];\n"
+      "}" ::"r"(shared_address(barrier)),
+      "r"(rank)
+      : "memory");
+}
 TFQ_DEVICE void arrive_expecting(uint32_t barrier, uint32_t bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(
                    shared_address(barrier)),
@@ -83,6 +96,14 @@ TFQ_DEVICE void wait_barrier(uint32_t barrier, uint32_t parity) {
       : "memory");
 }
 
+// The barrier of all threads of the cluster (9.7.13.4), which orders no loads and stores but the
+// initialisation of published barriers. Warps arrive whole.
+TFQ_DEVICE void sync_cluster() {
+  simt::sync_warp();
+  asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
+  asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
+}
+
 // cp.async.bulk.tensor (9.7.9.27.1.2): the box of `map` at (row, column), in bytes, to `target`, with
 // zeros outside the matrix. Its bytes, all of the box, come to `barrier`.
 TFQ_DEVICE void load_box(uint32_t target, const TensorMap& map, uint32_t barrier, int row,
@@ -93,7 +114,18 @@ TFQ_DEVICE void load_box(uint32_t target, const TensorMap& map, uint32_t barrier
       "l"(reinterpret_cast<uint64_t>(&map)), "r"(shared_address(barrier)), "r"(column), "r"(row)
       : "memory");
 }
-// The same of an image_map: channels from `channel` on of tap (tap_y, tap_x) of the outputs from the one
+// The same to each block of the cluster in `mask`, bit by rank: to this target of its shared memory, and
+// the bytes to its barrier at this offset.
+TFQ_DEVICE void load_box_multicast(uint32_t target, const TensorMap& map, uint32_t barrier, int row,
+                                   int column, uint32_t mask) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+      ".multicast::cluster [%0], [%1, {%3, %4}], [%2], %5;" ::"r"(shared_address(target)),
+      "l"(reinterpret_cast<uint64_t>(&map)), "r"(shared_address(barrier)), "r"(column), "r"(row),
+      "h"(static_cast<uint16_t>(mask))
+      : "memory");
+}
+// load_box of an image_map: channels from `channel` on of tap (tap_y, tap_x) of the outputs from the one
 // with this first tap on.
 TFQ_DEVICE void load_taps(uint32_t target, const TensorMap& map, uint32_t barrier,
                           const FirstTap& first, int tap_y, int tap_x, int channel) {
@@ -157,11 +189,17 @@ TFQ_DEVICE void multiply_add_u8s8(Sums<160>& d, uint64_t a, uint64_t b, bool acc
 #undef TFQ_NAMES8
 #undef TFQ_NAMES64
 
-// bar.sync (9.7.13.1) among `Threads` threads, whole warps; Id in [1, 15], 0 is the block's.
-template <int Id, int Threads>
-TFQ_DEVICE void sync_threads() {
-  asm volatile("bar.sync %0, %1;" ::"n"(Id), "n"(Threads) : "memory");
+// bar.sync (9.7.13.1) among `Threads` threads, whole warps; `id` in [1, 15], 0 is the block's.
+template <int Threads>
+TFQ_DEVICE void sync_threads(int id) {
+  asm volatile("bar.sync %0, %1;" ::"r"(id), "n"(Threads) : "memory");
 }
+
+// griddepcontrol (9.7.13.13), of launches that overlap: until all launches before have ended and what
+// they wrote is seen; and, by one thread of a block, that the next launch may begin as soon as all
+// blocks have said so or ended.
+TFQ_DEVICE void wait_for_launches() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
+TFQ_DEVICE void let_next_begin() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
 
 // setmaxnreg (9.7.20.5), by all warps of a warpgroup.
 template <int Registers>

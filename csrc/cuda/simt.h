@@ -59,11 +59,25 @@ void launch(void (*kernel)(Args), const LaunchConfig& config, const Args& args) 
                                             static_cast<int>(config.shared_bytes)),
                        config);
   }
+  cudaLaunchAttribute attributes[2] = {};
+  unsigned int count = 0;
+  if (config.cluster > 1) {
+    attributes[count].id = cudaLaunchAttributeClusterDimension;
+    attributes[count++].val.clusterDim = {config.cluster, 1, 1};
+  }
+  if (config.overlaps) {
+    attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[count++].val.programmaticStreamSerializationAllowed = 1;
+  }
+  cudaLaunchConfig_t native{};
+  native.gridDim = dim3(config.grid.x, config.grid.y, config.grid.z);
+  native.blockDim = dim3(config.threads);
+  native.dynamicSmemBytes = config.shared_bytes;
+  native.stream = static_cast<cudaStream_t>(config.stream);
+  native.attrs = attributes;
+  native.numAttrs = count;
   void* parameters[] = {const_cast<Args*>(&args)};
-  cuda::check_launch(cudaLaunchKernel(symbol, dim3(config.grid.x, config.grid.y, config.grid.z),
-                                      dim3(config.threads), parameters, config.shared_bytes,
-                                      static_cast<cudaStream_t>(config.stream)),
-                     config);
+  cuda::check_launch(cudaLaunchKernelExC(&native, symbol, parameters), config);
 }
 
 }  // namespace tfq::simt
@@ -95,6 +109,15 @@ enum Fault : int {
   kFaultExpectTooFewBytes,
   kFaultWrongSwizzle,
   kFaultStoreBeyondDepth,
+  kFaultMulticastToItself,
+  kFaultNoRemoteRelease,
+  kFaultNoFirstClusterSync,
+  kFaultNoLastClusterSync,
+  kFaultNoTurn,
+  kFaultNoSkip,
+  kFaultSharedScratch,
+  kFaultCopyBeforeLaunches,
+  kFaultFinishBeforeLaunches,
   kFaultCount
 };
 

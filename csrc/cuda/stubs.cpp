@@ -14,6 +14,8 @@ namespace {
 
 std::vector<std::string> built_archs() { return {}; }
 
+void set_overlapping_launches(bool) { without_cuda("set_overlapping_launches"); }
+
 void gemm_s8(const GemmArgs&, const ProductOptions&, const Launch&) { without_cuda("gemm_s8"); }
 
 void conv2d_s8(const ConvArgs&, const uint8_t*, int64_t, const ProductOptions&, const Launch&) {

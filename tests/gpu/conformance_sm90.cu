@@ -1,5 +1,5 @@
 // The instructions of csrc/cuda/ptx_sm90.cuh on fixed inputs, one line of hexadecimal words each: where a
-// bulk copy puts bytes and zeros, and every register of a product. Built with nvcc it says what a Hopper
+// bulk copy puts bytes and zeros, in both blocks of a cluster too, and every register of a product. Built with nvcc it says what a Hopper
 // does, built for the host what the emulation does; a test compares the lines
 // (tests/gpu/test_conformance.py).
 #include <cstdio>
@@ -73,9 +73,37 @@ TFQ_KERNEL products(TFQ_GRID_CONSTANT const Probe p) {
   }
 }
 
-void run(const char* name, void (*kernel)(const Probe), const Probe& p, int words) {
+// Each block of a cluster copies a box to both, waits for both, and says that the other may end.
+constexpr int kCluster = 2, kBoxWords = kBoxA * 128 / 4;
+TFQ_KERNEL multicasts(TFQ_GRID_CONSTANT const Probe p) {
+  if constexpr (ptx::kHasWgmma) {
+    constexpr uint32_t kDone = kBarrier + 8, kBytes = 4 * kBoxWords;
+    const auto rank = static_cast<int>(simt::block_index().x);
+    if (simt::thread_index() == 0) {
+      ptx::init_barrier(kBarrier, 1);
+      ptx::init_barrier(kDone, kCluster * kThreads / simt::kWarpSize);
+      ptx::publish_barriers();
+    }
+    ptx::sync_cluster();
+    if (simt::thread_index() == 0) {
+      ptx::arrive_expecting(kBarrier, kCluster * kBytes);
+      ptx::load_box_multicast(kA + static_cast<uint32_t>(rank) * kBytes, rank ? p.b : p.a, kBarrier,
+                              p.row, p.column, (1u << kCluster) - 1);
+    }
+    ptx::wait_barrier(kBarrier, 0);
+    for (int i = simt::thread_index(); i < kCluster * kBoxWords; i += kThreads)
+      p.out[rank * kCluster * kBoxWords + i] =
+          *simt::shared_at<uint32_t>(kA + 4 * static_cast<uint32_t>(i));
+    if (simt::lane_index() < kCluster) ptx::arrive_at(simt::lane_index(), kDone);
+    ptx::wait_barrier(kDone, 0);
+    ptx::sync_cluster();
+  }
+}
+
+void run(const char* name, void (*kernel)(const Probe), const Probe& p, int words,
+         uint32_t cluster = 1) {
   for (int i = 0; i < words; ++i) p.out[i] = 0xdeadbeefu;
-  simt::launch(kernel, {name, {1, 1, 1}, kThreads, kSharedBytes, nullptr}, p);
+  simt::launch(kernel, {name, {cluster, 1, 1}, kThreads, kSharedBytes, nullptr, cluster}, p);
   finish();
   std::printf("%s %d %d", name, p.row, p.column);
   for (int i = 0; i < words; ++i) std::printf(" %08x", p.out[i]);
@@ -104,7 +132,9 @@ int main() {
   constexpr size_t kBytes = kRows * kRowBytes;
   auto* a = static_cast<uint8_t*>(allocate(kBytes));
   auto* b = static_cast<uint8_t*>(allocate(kBytes));
-  auto* out = static_cast<uint32_t*>(allocate(160 / 2 * kThreads * sizeof(uint32_t)));
+  constexpr size_t kOutWords = 160 / 2 * kThreads;
+  static_assert(kCluster * kCluster * kBoxWords <= kOutWords);
+  auto* out = static_cast<uint32_t*>(allocate(kOutWords * sizeof(uint32_t)));
   for (uint32_t i = 0; i < kBytes; ++i) {
     a[i] = static_cast<uint8_t>((i + 1) * 0x9e3779b9u >> 23);
     b[i] = static_cast<uint8_t>((i + 1) * 0x85ebca6bu >> 22);
@@ -113,5 +143,8 @@ int main() {
   run_all<Swizzle::k128, 128>("copies_128_128", "products_128_128", a, b, out);
   run_all<Swizzle::k64, 160>("copies_64_160", "products_64_160", a, b, out);
   run_all<Swizzle::k32, 128>("copies_32_128", "products_32_128", a, b, out);
+  const Probe p{cuda::matrix_map(a, kRows, kRowBytes, kBoxA, 128, Swizzle::k128),
+                cuda::matrix_map(b, kRows, kRowBytes, kBoxA, 128, Swizzle::k128), out, 192, 128};
+  run("multicasts", multicasts, p, kCluster * kCluster * kBoxWords, kCluster);
   return 0;
 }

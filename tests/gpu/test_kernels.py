@@ -18,6 +18,7 @@ from tolerance import assert_quantized_close, assert_same_bits
 
 from tfq import ops, reference
 from tfq._ext import _C
+from tfq.nn import Linear
 from tfq.ops import _cuda, _dispatch
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -55,7 +56,7 @@ def test_gemm(shape):
 @pytest.mark.parametrize("splits", [1, 3])
 @pytest.mark.parametrize("tile", _C.cuda_tiles())
 def test_every_tile(tile, splits):
-    if "_wg" in tile and torch.cuda.get_device_capability() != (9, 0):
+    if "x128_" in tile and torch.cuda.get_device_capability() != (9, 0):
         pytest.skip("the card has no wgmma")
     shapes = [*SHAPES[1:4], (3000, 1928, 1040)]
     products = [
@@ -71,6 +72,31 @@ def test_every_tile(tile, splits):
             expected, on_card = reference.gemm_s8(**operands), to_card(operands)
             for _ in range(3):
                 assert_same_bits(ops.gemm_s8(**on_card).cpu(), expected, f"{tile} {shape}")
+
+
+def test_products_that_follow_each_other():
+    """Each reads what the one before wrote, into memory that the one before that has read."""
+    operands = gemm_operands(512, 256, 256)
+    operands.update(out_dtype=torch.uint8, out_qparams=operands["qparams"])
+    on_card = to_card(operands)
+    for _ in range(20):
+        operands["x"] = reference.gemm_s8(**operands)
+        on_card["x"] = ops.gemm_s8(**on_card)
+    assert_same_bits(on_card["x"].cpu(), operands["x"])
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_layer_keeps_the_layout_of_the_kernels(bits):
+    layer = Linear.from_float(torch.nn.Linear(320, 640), "linear", bits=bits)
+    saved = {name: value.clone() for name, value in layer.state_dict().items()}
+    x = torch.randn(70, 320)
+    expected = layer(x)
+    layer.to("cuda")
+    assert_same_bits(layer(x.cuda()).cpu(), expected)
+    assert layer.weight_packed.shape == (640, 320) and not _cuda._weights.get(layer.weight_packed)
+    for name, value in layer.state_dict().items():
+        assert_same_bits(value.cpu(), saved[name], name)
+    assert_same_bits(layer.cpu()(x), expected)
 
 
 @pytest.mark.parametrize("out_dtype", [*FLOATS, torch.uint8], ids=str)

@@ -8,6 +8,7 @@
 #include "cuda/ptx_sm90.cuh"
 #include "fragments.h"
 #include "matrix_host.h"
+#include "overlap_host.h"
 
 namespace tfq::simt {
 namespace {
@@ -24,8 +25,10 @@ struct Barrier {
 };
 
 struct BulkCopy {
+  bool waited;  // the thread that asked for it, for the launches before
+  int rank;
   uint32_t barrier, bytes;
-  std::function<void()> copy;
+  std::function<void(int)> copy;
 };
 
 // Sums some of whose products are under way: their value, while the thread's own are poisoned.
@@ -41,33 +44,38 @@ struct Thread {
   std::map<int32_t (*)[4], Flight> flights;
 };
 
-std::map<uint32_t, Barrier> barriers;
-std::vector<BulkCopy> copies;  // oldest first
-std::vector<Thread> block_threads;
+std::map<std::pair<int, uint32_t>, Barrier> barriers;  // by rank and offset
+std::vector<BulkCopy> copies;                          // oldest first
+std::vector<Thread> cluster_threads;
+std::vector<int> multiplying;  // by rank: the warpgroup of the last product
 
-Thread& self() { return block_threads[static_cast<size_t>(thread_index())]; }
+Thread& self() {
+  return cluster_threads[static_cast<size_t>(block_rank() * block_size() + thread_index())];
+}
 
-Barrier& barrier_at(uint32_t offset) {
+Barrier& barrier_at(int rank, uint32_t offset) {
   uint64_t mark;
-  std::memcpy(&mark, shared_bytes(offset, kBarrierBytes), kBarrierBytes);
-  const auto found = barriers.find(offset);
+  std::memcpy(&mark, shared_bytes_of(rank, offset, kBarrierBytes), kBarrierBytes);
+  const auto found = barriers.find({rank, offset});
   if (found == barriers.end()) fail("no barrier was initialised at " + std::to_string(offset));
   if (mark != kBarrierMark) fail("the barrier at " + std::to_string(offset) + " was overwritten");
   return found->second;
 }
 
-void complete(uint32_t offset, Barrier& barrier) {
+void complete(int rank, uint32_t offset, Barrier& barrier) {
   if (barrier.missing > 0 || barrier.bytes != 0) return;
   barrier.missing = barrier.arrivals;
   barrier.parity ^= 1;
-  signal_event(offset);
+  signal_event(rank, offset);
 }
 
 void deliver(const BulkCopy& bulk) {
-  bulk.copy();
-  Barrier& barrier = barriers.at(bulk.barrier);
+  Barrier& barrier = barrier_at(bulk.rank, bulk.barrier);
+  const std::string error = enter_view(bulk.waited);
+  if (!error.empty()) fail(error);
+  bulk.copy(bulk.rank);
   barrier.bytes -= bulk.bytes;
-  complete(bulk.barrier, barrier);
+  complete(bulk.rank, bulk.barrier, barrier);
 }
 
 // A matrix in shared memory as wgmma reads it (PTX ISA 9.7.15.5.1).
@@ -139,32 +147,36 @@ void finish(Thread& thread, const Product& product) {
 void init_barrier(uint32_t offset, int arrivals) {
   if (offset % kBarrierBytes) fail("an mbarrier needs an address that is a multiple of 8");
   std::memcpy(shared_bytes(offset, kBarrierBytes), &kBarrierMark, kBarrierBytes);
-  barriers[offset] = {arrivals, arrivals, 0, 0};
+  barriers[{block_rank(), offset}] = {arrivals, arrivals, 0, 0};
 }
 
-void arrive(uint32_t offset, uint32_t expected_bytes) {
-  Barrier& barrier = barrier_at(offset);
+void arrive(int rank, uint32_t offset, uint32_t expected_bytes) {
+  Barrier& barrier = barrier_at(rank, offset);
   barrier.bytes += expected_bytes;
   if (--barrier.missing < 0) fail("more threads arrived at a barrier than it was initialised for");
-  complete(offset, barrier);
+  complete(rank, offset, barrier);
 }
 
 void wait_barrier(uint32_t offset, uint32_t parity) {
-  while (barrier_at(offset).parity == parity) wait_event(offset, "an mbarrier");
+  while (barrier_at(block_rank(), offset).parity == parity) wait_event(offset, "an mbarrier");
 }
 
-void queue_bulk_copy(uint32_t barrier, uint32_t target, uint32_t bytes,
-                     std::function<void()> copy) {
+void queue_bulk_copy(uint32_t barrier, uint32_t target, uint32_t bytes, uint32_t mask,
+                     std::function<void(int)> copy) {
   constexpr uint32_t kAlignment = 128;
   if (target % kAlignment) fail("a bulk copy needs a target that is a multiple of 128");
-  barrier_at(barrier);
-  unsigned char* to = shared_bytes(target, bytes);
-  if (!options().lazy_copies) {
-    deliver({barrier, bytes, std::move(copy)});
-    return;
+  if (mask == 0) fail("a bulk copy needs a block to go to");
+  for (int rank = 0; mask >> rank; ++rank) {
+    if (!(mask >> rank & 1)) continue;
+    barrier_at(rank, barrier);
+    unsigned char* to = shared_bytes_of(rank, target, bytes);
+    if (!options().lazy_copies) {
+      deliver({has_waited(), rank, barrier, bytes, copy});
+      continue;
+    }
+    std::memset(to, kPoisonedByte, bytes);
+    copies.push_back({has_waited(), rank, barrier, bytes, copy});
   }
-  std::memset(to, kPoisonedByte, bytes);
-  copies.push_back({barrier, bytes, std::move(copy)});
 }
 
 void fence_products() { self().fenced = true; }
@@ -172,6 +184,10 @@ void fence_products() { self().fenced = true; }
 void queue_product(const Product& product) {
   Thread& thread = self();
   if (!thread.fenced) fail("wgmma without wgmma.fence before it");
+  int& last = multiplying[static_cast<size_t>(block_rank())];
+  const int own = thread_index() / 128;
+  if (last >= 0 && last != own) ++counters().product_turns;
+  last = own;
   if (!options().lazy_copies) {
     multiply(product, &product.sums[0][0]);
     return;
@@ -201,10 +217,11 @@ void wait_products(int groups_left) {
   if (groups_left == 0) thread.fenced = false;
 }
 
-void begin_async(int threads) {
+void begin_async(int blocks, int threads_of_block) {
   barriers.clear();
   copies.clear();
-  block_threads.assign(static_cast<size_t>(threads), Thread{});
+  multiplying.assign(static_cast<size_t>(blocks), -1);
+  cluster_threads.assign(static_cast<size_t>(blocks * threads_of_block), Thread{});
 }
 
 bool advance_async() {
@@ -217,7 +234,7 @@ bool advance_async() {
 
 std::string end_async() {
   if (!copies.empty()) return "the block ended with bulk copies under way";
-  for (const Thread& thread : block_threads)
+  for (const Thread& thread : cluster_threads)
     if (!thread.flights.empty()) return "the block ended with products under way";
   return "";
 }

@@ -1,5 +1,6 @@
 // What Hopper does on its own while threads go on: mbarriers, bulk copies into shared memory and
-// products of a warpgroup. All of it belongs to the block that runs.
+// products of a warpgroup. All of it belongs to the cluster that runs; barriers and shared memory are of
+// one of its blocks, by rank.
 //
 // With eager copies an operation happens when it is asked for. With lazy ones a bulk copy happens
 // only when no thread can go on without it, a product only when it is waited for; until then what
@@ -13,11 +14,13 @@
 namespace tfq::simt {
 
 void init_barrier(uint32_t barrier, int arrivals);
-void arrive(uint32_t barrier, uint32_t expected_bytes);
+void arrive(int rank, uint32_t barrier, uint32_t expected_bytes);
 void wait_barrier(uint32_t barrier, uint32_t parity);
 
-// `copy` writes shared memory [target, target + bytes), whose bytes then come to `barrier`.
-void queue_bulk_copy(uint32_t barrier, uint32_t target, uint32_t bytes, std::function<void()> copy);
+// copy(rank) writes shared memory [target, target + bytes) of that block, whose bytes then come to
+// `barrier` there; for each block of `mask`, bit by rank, one after another in no order to rely on.
+void queue_bulk_copy(uint32_t barrier, uint32_t target, uint32_t bytes, uint32_t mask,
+                     std::function<void(int)> copy);
 
 // Of the calling thread. sums (columns / 8, 4) are its part of a product (64, columns).
 struct Product {
@@ -31,9 +34,9 @@ void queue_product(const Product& product);
 void commit_products();
 void wait_products(int groups_left);
 
-// For simt_host.cpp: a block begins; nobody can go on (performs one copy, or returns false); a
-// block has ended (what is wrong with that, or "").
-void begin_async(int threads);
+// For simt_host.cpp: a cluster begins; nobody can go on (performs one copy, or returns false); a
+// cluster has ended (what is wrong with that, or "").
+void begin_async(int blocks, int threads_of_block);
 bool advance_async();
 std::string end_async();
 

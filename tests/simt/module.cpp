@@ -1,10 +1,12 @@
 // tfq_simt: csrc/bindings/bind_cuda.cpp over the host build of the CUDA kernels, for tests. The
 // functions take addresses of CPU tensors.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include "bindings/bindings.h"
 #include "cuda/simt.h"
 #include "device_host.h"
+#include "overlap_host.h"
 
 namespace py = pybind11;
 
@@ -20,10 +22,17 @@ PYBIND11_MODULE(tfq_simt, module) {
     tfq::cuda::simulated_device() = {arch, multiprocessors, shared_per_block,
                                      shared_per_multiprocessor, wgmma};
   });
+  module.def("set_unfinished_memory", [](const std::vector<std::pair<uintptr_t, size_t>>& pieces) {
+    std::vector<std::pair<unsigned char*, size_t>> memory;
+    for (const auto& [address, bytes] : pieces)
+      memory.emplace_back(reinterpret_cast<unsigned char*>(address), bytes);
+    simt::set_unfinished_memory(std::move(memory));
+  });
   module.def("reset_counters", [] { simt::counters() = {}; });
   module.def("counters", [] {
     const simt::Counters& c = simt::counters();
     return py::dict(py::arg("launches") = c.launches, py::arg("blocks") = c.blocks,
+                    py::arg("product_turns") = c.product_turns,
                     py::arg("ldmatrix_phases") = c.ldmatrix_phases,
                     py::arg("ldmatrix_conflicts") = c.ldmatrix_conflicts,
                     py::arg("last_kernel") = c.last_kernel);

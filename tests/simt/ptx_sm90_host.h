@@ -10,22 +10,33 @@ constexpr bool kHasWgmma = true;
 
 inline void init_barrier(uint32_t barrier, int arrivals) { simt::init_barrier(barrier, arrivals); }
 inline void publish_barriers() {}
-inline void arrive(uint32_t barrier) { simt::arrive(barrier, 0); }
-inline void arrive_expecting(uint32_t barrier, uint32_t bytes) { simt::arrive(barrier, bytes); }
+inline void arrive(uint32_t barrier) { simt::arrive(simt::block_rank(), barrier, 0); }
+inline void arrive_at(int rank, uint32_t barrier) { simt::arrive(rank, barrier, 0); }
+inline void arrive_expecting(uint32_t barrier, uint32_t bytes) {
+  simt::arrive(simt::block_rank(), barrier, bytes);
+}
 inline void wait_barrier(uint32_t barrier, uint32_t parity) { simt::wait_barrier(barrier, parity); }
 
-inline void load_box(uint32_t target, const TensorMap& map, uint32_t barrier, int row, int column) {
+inline void sync_cluster() { simt::sync_cluster(); }
+
+inline void load_box_multicast(uint32_t target, const TensorMap& map, uint32_t barrier, int row,
+                               int column, uint32_t mask) {
   const auto fields = simt::fields_of<simt::MatrixMap>(map);
-  simt::queue_bulk_copy(barrier, target, static_cast<uint32_t>(fields.box_rows * fields.box_bytes),
-                        [=] { simt::copy_box(fields, target, row, column); });
+  simt::queue_bulk_copy(
+      barrier, target, static_cast<uint32_t>(fields.box_rows * fields.box_bytes), mask,
+      [=](int rank) { simt::copy_box(fields, rank, target, row, column); });
+}
+inline void load_box(uint32_t target, const TensorMap& map, uint32_t barrier, int row, int column) {
+  load_box_multicast(target, map, barrier, row, column, 1u << simt::block_rank());
 }
 inline void load_taps(uint32_t target, const TensorMap& map, uint32_t barrier,
                       const FirstTap& first, int tap_y, int tap_x, int channel) {
   const auto fields = simt::fields_of<simt::ImageMap>(map);
-  simt::queue_bulk_copy(
-      barrier, target, static_cast<uint32_t>(fields.box_rows * fields.box_bytes), [=] {
-        simt::copy_taps(fields, target, first.image, first.y, first.x, tap_y, tap_x, channel);
-      });
+  simt::queue_bulk_copy(barrier, target, static_cast<uint32_t>(fields.box_rows * fields.box_bytes),
+                        1u << simt::block_rank(), [=](int rank) {
+                          simt::copy_taps(fields, rank, target, first.image, first.y, first.x,
+                                          tap_y, tap_x, channel);
+                        });
 }
 inline void prefetch_map(const TensorMap&) {}
 
@@ -62,10 +73,12 @@ inline void multiply_add_u8s8(Sums<160>& d, uint64_t a, uint64_t b, bool accumul
   multiply_add(d, a, b, accumulate);
 }
 
-template <int Id, int Threads>
-void sync_threads() {
-  simt::sync_threads(Id, Threads);
+template <int Threads>
+void sync_threads(int id) {
+  simt::sync_threads(id, Threads);
 }
+inline void wait_for_launches() { simt::wait_for_launches(); }
+inline void let_next_begin() {}
 template <int Registers>
 void release_registers() {}
 template <int Registers>

@@ -62,9 +62,10 @@ namespace tfq::simt {
 namespace {
 
 // 16 bytes of row `row` of a box, zeros for a null source.
-void store_chunk(uint32_t target, int row, int column, int box_bytes, const unsigned char* source) {
+void store_chunk(int rank, uint32_t target, int row, int column, int box_bytes,
+                 const unsigned char* source) {
   const auto logical = target + static_cast<uint32_t>(row * box_bytes + column);
-  unsigned char* to = shared_bytes(swizzled(logical, box_bytes), 16);
+  unsigned char* to = shared_bytes_of(rank, swizzled(logical, box_bytes), 16);
   if (source) {
     std::memcpy(to, source, 16);
   } else {
@@ -74,18 +75,19 @@ void store_chunk(uint32_t target, int row, int column, int box_bytes, const unsi
 
 }  // namespace
 
-void copy_box(const MatrixMap& map, uint32_t target, int64_t row, int64_t column) {
+void copy_box(const MatrixMap& map, int rank, uint32_t target, int64_t row, int64_t column) {
   for (int r = 0; r < map.box_rows; ++r) {
     for (int c = 0; c < map.box_bytes; c += 16) {
       const int64_t y = row + r, x = column + c;
       const bool inside = y >= 0 && y < map.rows && x >= 0 && x < map.row_bytes;
-      store_chunk(target, r, c, map.box_bytes, inside ? map.base + y * map.row_bytes + x : nullptr);
+      store_chunk(rank, target, r, c, map.box_bytes,
+                  inside ? map.base + y * map.row_bytes + x : nullptr);
     }
   }
 }
 
-void copy_taps(const ImageMap& map, uint32_t target, int image, int y, int x, int tap_y, int tap_x,
-               int channel) {
+void copy_taps(const ImageMap& map, int rank, uint32_t target, int image, int y, int x, int tap_y,
+               int tap_x, int channel) {
   for (int r = 0; r < map.box_rows; ++r) {
     const int source_y = y + tap_y, source_x = x + tap_x;
     const bool pixel = image < map.batch && source_y >= 0 && source_y < map.height &&
@@ -93,7 +95,7 @@ void copy_taps(const ImageMap& map, uint32_t target, int image, int y, int x, in
     const int64_t at = (int64_t{image} * map.height + source_y) * map.width + source_x;
     for (int c = 0; c < map.box_bytes; c += 16) {
       const bool inside = pixel && channel + c < map.channels;
-      store_chunk(target, r, c, map.box_bytes,
+      store_chunk(rank, target, r, c, map.box_bytes,
                   inside ? map.base + at * map.channels + channel + c : nullptr);
     }
     x += map.stride_w;

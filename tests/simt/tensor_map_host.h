@@ -31,11 +31,11 @@ Fields fields_of(const cuda::TensorMap& map) {
   return fields;
 }
 
-// The box at (row, column) to shared memory, zeros outside the matrix.
-void copy_box(const MatrixMap& map, uint32_t target, int64_t row, int64_t column);
+// The box at (row, column) to shared memory of block `rank`, zeros outside the matrix.
+void copy_box(const MatrixMap& map, int rank, uint32_t target, int64_t row, int64_t column);
 
 // Channels of a tap of the outputs from (image, y, x) on, zeros outside the image.
-void copy_taps(const ImageMap& map, uint32_t target, int image, int y, int x, int tap_y, int tap_x,
-               int channel);
+void copy_taps(const ImageMap& map, int rank, uint32_t target, int image, int y, int x, int tap_y,
+               int tap_x, int channel);
 
 }  // namespace tfq::simt

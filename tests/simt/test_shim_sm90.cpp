@@ -193,9 +193,9 @@ TFQ_KERNEL groups_of_threads(Args args) {
   const int thread = simt::thread_index();
   *simt::shared_at<int32_t>(kA + static_cast<uint32_t>(4 * thread)) = thread;
   if (thread < 64) {
-    ptx::sync_threads<1, 64>();
+    ptx::sync_threads<64>(1);
   } else {
-    ptx::sync_threads<2, 64>();
+    ptx::sync_threads<64>(2);
   }
   args.out[thread] = *simt::shared_at<int32_t>(kA + static_cast<uint32_t>(4 * (thread ^ 63)));
 }

@@ -187,17 +187,21 @@ def check_weight(operation, weight, zero_point, n, k, names=("weight", "weight_z
 def native_weight(operation, weight, zero_point, n, k, taps=0, geglu=False):
     """The native form of a packed weight (n, k) and of its zero-points (0: int8).
 
-    CUDA's form has no zero-points. Of a convolution of `taps` taps it has their sums instead; with `geglu`
-    its rows are interleaved.
+    CUDA's form has no zero-points, and a weight may be in it already (:mod:`tfq.layouts`). Of a
+    convolution of `taps` taps it has their sums instead; with `geglu` its rows are interleaved.
     """
-    zero_point_address = check_weight(operation, weight, zero_point, n, k)
-    if has_cuda_kernels(weight):
-        sums = 0
-        if taps:
-            sums = _cuda.cached_tap_sums(weight, zero_point, n, taps, k // taps).data_ptr()
-        rows = n if geglu else 0
-        return _cuda.cached_device_weight(weight, zero_point, rows).data_ptr(), sums
-    return weight.data_ptr(), zero_point_address
+    if isinstance(weight, torch.Tensor) and weight.dim() != 4 and has_cuda_kernels(weight):
+        _cuda.check_device_weight(operation, weight, n, k, geglu)
+        device_weight = weight
+    else:
+        zero_point_address = check_weight(operation, weight, zero_point, n, k)
+        if not has_cuda_kernels(weight):
+            return weight.data_ptr(), zero_point_address
+        device_weight = _cuda.cached_device_weight(weight, zero_point, n if geglu else 0)
+    sums = 0
+    if taps:
+        sums = _cuda.cached_tap_sums(weight, zero_point, n, taps, k // taps).data_ptr()
+    return device_weight.data_ptr(), sums
 
 
 def vector(operation, name, tensor, dtype, n):

@@ -9,7 +9,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from tfq import reference
 from tfq._ext import _C
-from tfq.geometry import PANEL_COLUMNS, QUAD
+from tfq.geometry import BLOCK_K, PANEL_COLUMNS, QUAD
 from tfq.ops import _dispatch
 
 WORKSPACE_VALUES = 4 << 20  # int32: split-K sums of as many tiles as a card has multiprocessors
@@ -33,6 +33,11 @@ def interleave_geglu(halves):
     """
     value, gate = (half.unflatten(0, (-1, 2)) for half in halves.chunk(2))
     return torch.stack([value, gate], 1).flatten(0, 2)
+
+
+def _separate_geglu(rows):
+    """Undo :func:`interleave_geglu`."""
+    return rows.unflatten(0, (-1, 2, 2)).transpose(0, 1).flatten(0, 2)
 
 
 def cached_interleaved(vector):
@@ -62,7 +67,8 @@ def device_weight(packed, zero_point=None, geglu_rows=0):
     -------
     Tensor
         int8 ``(ceil(n/32)*32, ceil(k/64)*64)``: row ``32g + 8j + 2t + e`` holds output channel
-        ``32g + 8t + 2j + e``.
+        ``32g + 8t + 2j + e``. Interleaved rows are ``(-1, 4, ceil(k/64)*64)``, so that their shape tells
+        them apart.
     """
     n, k = packed.shape[0] * PANEL_COLUMNS, packed.shape[1] * QUAD
     if zero_point is None:
@@ -75,7 +81,41 @@ def device_weight(packed, zero_point=None, geglu_rows=0):
         rows = interleave_geglu(rows[:geglu_rows])
     rows = torch.nn.functional.pad(rows, (0, 0, 0, -len(rows) % CHANNEL_GROUP))
     groups = rows.view(-1, 4, 4, 2, k)  # (group, t, j, e, k)
-    return groups.transpose(1, 2).contiguous().view(-1, k)
+    groups = groups.transpose(1, 2).contiguous()
+    return groups.view(-1, 4, k) if geglu_rows else groups.view(-1, k)
+
+
+def _channel_rows(weight):
+    """The rows of a weight in the CUDA layout in the order of the output channels, padding included."""
+    k = weight.shape[-1]
+    return weight.reshape(-1, 4, 4, 2, k).transpose(1, 2).reshape(-1, k)  # from (group, j, t, e, k)
+
+
+def packed_weight(weight, n, k, zero_point=None):
+    """Undo :func:`device_weight`: the packed weight (n, k), of 4 bits if it has a zero-point."""
+    rows = _channel_rows(weight)[:n, :k]
+    if weight.dim() == 3:
+        rows = _separate_geglu(rows)
+    if zero_point is None:
+        return reference.pack_weight(rows)[0]
+    q = (rows + zero_point[:, None]).to(torch.uint8)
+    return reference.pack_weight_s4(q, zero_point)[0]
+
+
+def check_device_weight(operation, weight, n, k, geglu):
+    """Raise unless `weight` is one of :func:`device_weight` (n, k), interleaved if `geglu`."""
+    rows = -(-n // CHANNEL_GROUP) * CHANNEL_GROUP
+    depth = -(-k // BLOCK_K) * BLOCK_K
+    wanted = (rows // 4, 4, depth) if geglu else (rows, depth)
+    if (
+        tuple(weight.shape) != wanted
+        or weight.dtype is not torch.int8
+        or not weight.is_contiguous()
+    ):
+        raise ValueError(
+            f"{operation}: a weight in the kernels' layout for n={n}, k={k} must be contiguous int8 "
+            f"{wanted}, got {weight.dtype} {tuple(weight.shape)}"
+        )
 
 
 def tap_sums(weight, n, taps, channels):
@@ -91,8 +131,7 @@ def tap_sums(weight, n, taps, channels):
     Tensor
         int32 ``(taps, n)``.
     """
-    groups = weight.view(-1, 4, 4, 2, weight.shape[1])  # (group, j, t, e, k)
-    rows = groups.transpose(1, 2).reshape(weight.shape)[:n, : taps * channels]
+    rows = _channel_rows(weight)[:n, : taps * channels]
     return rows.reshape(n, taps, channels).sum(2, dtype=torch.int32).t().contiguous()
 
 
@@ -107,7 +146,7 @@ def cached_tap_sums(packed, zero_point, n, taps, channels):
     version = (_versions(packed, zero_point), taps)
     entry = _tap_sums.get(packed)
     if entry is None or entry[0] != version:
-        weight = cached_device_weight(packed, zero_point)
+        weight = packed if packed.dim() == 2 else cached_device_weight(packed, zero_point)
         entry = (version, tap_sums(weight, n, taps, channels))
         _tap_sums[packed] = entry
     return entry[1]
@@ -121,6 +160,11 @@ def cached_device_weight(packed, zero_point=None, geglu_rows=0):
         entry = (version, device_weight(packed, zero_point, geglu_rows))
         _weights[packed] = entry
     return entry[1]
+
+
+def forget_device_weight(packed):
+    """Drop what :func:`cached_device_weight` keeps of this tensor."""
+    _weights.pop(packed, None)
 
 
 def _launch(device):
