@@ -3,6 +3,7 @@
 import copy
 import gc
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -86,6 +87,17 @@ def test_one_image(timestep):
     unet, _ = convert("cross")
     kwargs = inputs(unet, timesteps=(251,)) | {"timestep": timestep}
     check_replays(unet, [kwargs, kwargs | {"timestep": 751}])
+
+
+def test_calls_of_several_threads():
+    eager, _ = convert("attention")
+    unet = tfq.graph(copy.deepcopy(eager))
+    calls = [inputs(eager, timesteps=(1, 251), seed=seed) for seed in range(4)]
+    expected = [run(eager, kwargs) for kwargs in calls]
+    with ThreadPoolExecutor(len(calls)) as pool:
+        outputs = list(pool.map(run, [unet] * 40, calls * 10))
+    for number, output in enumerate(outputs):
+        assert_same_bits(output, expected[number % len(calls)], f"call {number}")
 
 
 def test_written_weights_are_seen():

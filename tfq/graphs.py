@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import threading
 
 import torch
 from torch.utils import _pytree as pytree
@@ -106,6 +107,7 @@ class GraphedForward:
         self.slower, self.card = slower, card  # of tfq.fallback.prefer_float; None: no layer moves
         self.signature = inspect.signature(type(unet).forward)
         self.captured = {}
+        self.running = threading.Lock()  # the memory of a graph is one call's
 
     def __deepcopy__(self, memo):
         # Of the copy nothing is captured yet: graphs are bound to the memory of this model.
@@ -126,15 +128,16 @@ class GraphedForward:
             return forward(timestep=timestep, return_dict=return_dict, **arguments)
         leaves, spec = pytree.tree_flatten(arguments)
         key = (spec, values.dtype, rows is None, *map(_facts, leaves))
-        if key not in self.captured:
-            device = arguments["sample"].device
-            index = None if rows is None else torch.tensor(rows, device=device)
-            if self.slower is not None:
-                self._choose_float(lambda: forward(timestep=values, **arguments), index)
-            self.captured[key] = Captured(
-                forward, leaves, spec, values.to(device), index, self.make
-            )
-        output = self.captured[key](leaves, values, rows)
+        with self.running:
+            if key not in self.captured:
+                device = arguments["sample"].device
+                index = None if rows is None else torch.tensor(rows, device=device)
+                if self.slower is not None:
+                    self._choose_float(lambda: forward(timestep=values, **arguments), index)
+                self.captured[key] = Captured(
+                    forward, leaves, spec, values.to(device), index, self.make
+                )
+            output = self.captured[key](leaves, values, rows)
         return output if return_dict else (output.sample,)
 
     def _choose_float(self, call, index):
@@ -174,9 +177,9 @@ def graph(unet):
     value of the text are a second graph, replayed only when the text is another tensor than before.
     On a GPU where it was measured that a layer's product is no faster on integers (``bench/sweep.py``), the
     layer is captured in float, and :func:`tfq.report` lists it with the times; nothing waits for the GPU.
-    One call at a time; hooks inside of the UNet do not run in a replay. Values written into the weights
-    are seen; after any other change to the model (adapters, ``to()``) call this again; ``del unet.forward``
-    ends it.
+    Calls of several threads wait for each other; hooks inside of the UNet do not run in a replay. Values
+    written into the weights are seen; after any other change to the model (adapters, ``to()``) call this
+    again; ``del unet.forward`` ends it.
 
     Parameters
     ----------
