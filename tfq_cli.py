@@ -74,7 +74,8 @@ the two are (PSNR in dB: above 40 the images look the same).
 """
 _BENCH = """\
 Time a model on this machine. A float MODEL is timed in float32 and bfloat16 and converted (not saved)
-to the given configuration, in turns; of a converted MODEL only its own time is measured.
+to the given configuration, in turns; of a converted MODEL only its own time is measured. A UNet or
+ControlNet also runs through tfq.graph, without its Python.
 """
 
 

@@ -219,7 +219,7 @@ def test_quality(folders, tmp_path, capsys):
 def test_bench(folders, capsys, threads):
     arguments = ["bench", folders / "unet", "--seconds", "0.01", "--threads", "1"]
     values = json.loads(output(capsys, *arguments, "--weights", "int4", "--json"))
-    assert list(values["arms"]) == ["float32", "bfloat16", "tfq"]
+    assert list(values["arms"]) == ["float32", "bfloat16", "tfq", "tfq, graph"]
     assert all(arm["median_ms"] > 0 and arm["calls"] >= 7 for arm in values["arms"].values())
     assert values["arms"]["tfq"]["time_over_tfq"]["median"] == 1
     assert values["machine"]["threads"] == 1 and values["native_mac_share"] > 0.9

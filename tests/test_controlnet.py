@@ -56,6 +56,18 @@ def assert_close(actual, expected, least=LEAST):
         assert_signal_to_noise(a, e, least, f"output {index}")
 
 
+def test_graph():
+    eager = controlnet()
+    calls = [inputs(eager, timesteps=t, seed=t[0]) for t in ((7, 421), (421, 7), (7, 7))]
+    tfq.convert(eager, UNIFORM, calibration=calls)
+    graphed = tfq.graph(copy.deepcopy(eager))
+    for kwargs in calls:
+        for actual, expected in zip(run(graphed, kwargs), run(eager, kwargs), strict=True):
+            assert_same_bits(actual, expected)
+    with torch.no_grad():
+        assert_same_bits(graphed(**kwargs).mid_block_res_sample, expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", TYPES)
 def test_outputs(name, dtype):

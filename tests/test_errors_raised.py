@@ -200,7 +200,7 @@ CASES = {
     "…: … must be (batch, …, height, width)": lambda _: call(sample=lambda x: x[:, :1]),
     "…: … must be … as the model": lambda _: call(sample=lambda x: x.double()),
     "…: … requires grad": lambda _: call(sample=lambda x: x.requires_grad_()),
-    "graph: needs a model converted": lambda _: tfq.graph(build("plain")),
+    "graph: needs a UNet": lambda _: tfq.graph(build("plain")),
     "graph: the model is on": lambda _: graph_without_kernels(),
     "graph: a value goes to the host": lambda _: graph_with_a_host_value(),
     "convert: activation_ranges=…": lambda _: convert(config=static()),

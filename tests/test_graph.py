@@ -180,7 +180,7 @@ def test_a_copy_captures_for_itself():
 
 def test_a_model_that_is_not_converted_is_refused():
     with pytest.raises(
-        TypeError, match="needs a model converted by tfq.convert, got a UNet2DModel"
+        TypeError, match="needs a UNet or a ControlNet converted by tfq.convert, got a UNet2DModel"
     ):
         tfq.graph(build("plain"))
 

@@ -79,7 +79,7 @@ class Captured:
             _write(self.timestep, timestep.tolist())
             _write(self.index, rows)
         self.replay()
-        return type(self.output)(sample=self.output.sample.clone())
+        return pytree.tree_map_only(torch.Tensor, torch.clone, self.output)
 
     def _read_text(self, text):
         version = None if text.is_inference() else text._version
@@ -138,7 +138,7 @@ class GraphedForward:
                     forward, leaves, spec, values.to(device), index, self.make
                 )
             output = self.captured[key](leaves, values, rows)
-        return output if return_dict else (output.sample,)
+        return output if return_dict else output.to_tuple()
 
     def _choose_float(self, call, index):
         with capture.rows(index):
@@ -166,7 +166,7 @@ def _facts(leaf):
 
 
 def graph(unet):
-    """Run a converted UNet without its Python from now on, in place: the same bits, sooner.
+    """Run a converted UNet or ControlNet without its Python from now on, in place: the same bits, sooner.
 
     The first call of each signature (shapes, dtypes and what is no tensor) runs the model and captures
     it: on a GPU as a CUDA graph, on a CPU as a list of the kernels and of torch's operators with their
@@ -183,12 +183,12 @@ def graph(unet):
 
     Parameters
     ----------
-    unet : UNet2DModel or UNet2DConditionModel
+    unet : UNet2DModel, UNet2DConditionModel or ControlNetModel
         Converted by :func:`tfq.convert`.
 
     Returns
     -------
-    UNet2DModel or UNet2DConditionModel
+    UNet2DModel, UNet2DConditionModel or ControlNetModel
         `unet` itself, with the same signature and the same outputs.
 
     Raises
@@ -200,7 +200,7 @@ def graph(unet):
     """
     if not isinstance(getattr(unet, "time_embedding", None), TemporalEmbedding):
         raise TypeError(
-            f"graph: needs a model converted by tfq.convert, got a {type(unet).__name__}"
+            f"graph: needs a UNet or a ControlNet converted by tfq.convert, got a {type(unet).__name__}"
         )
     device = unet.device
     if device.type == "cpu":

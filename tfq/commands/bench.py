@@ -13,6 +13,8 @@ from tfq.shapes import example_inputs
 from tfq.tables import align
 from tfq.timing import interleave, paired_ratio
 
+_GRAPH = "tfq, graph"  # tfq.graph; a transformer has none
+
 
 @dataclasses.dataclass(frozen=True)
 class Speed:
@@ -78,6 +80,8 @@ def run(model, batch, seconds, config, threads, **options):
             "bfloat16": source.load_unet(torch.bfloat16),
             "tfq": _converted(copy.deepcopy(unet), batch, settings),
         }
+    if isinstance(getattr(unet, "time_embedding", None), torch.nn.Module):
+        models[_GRAPH] = tfq.graph(copy.deepcopy(models["tfq"]))
     calls = {name: _caller(arm, batch) for name, arm in models.items()}
     share = tfq.report(models["tfq"]).to_dict()["native_mac_share"]
     return Speed(tfq.info(), batch, interleave(calls, seconds=seconds), share)
