@@ -5,10 +5,15 @@ INT8 is NNCF's post-training quantisation with its defaults and the benchmark's 
 gets from the documented path.
 """
 
+import atexit
 import logging
+import pathlib
+import shutil
+import tempfile
 
 import openvino
 import torch
+from openvino.frontend.pytorch import patch_model
 from torch.utils import _pytree as pytree
 
 from tfq.timing import timed
@@ -23,7 +28,7 @@ TIMED_CALLS = 3
 
 
 class _PlainUNet(torch.nn.Module):
-    """Positional tensors in, tensor out, as a tracer wants it; float inputs in the dtype of the UNet."""
+    """Positional tensors in, tensor out, as a tracer wants it."""
 
     def __init__(self, unet, spec):
         super().__init__()
@@ -31,20 +36,19 @@ class _PlainUNet(torch.nn.Module):
         self.spec = spec
 
     def forward(self, *tensors):
-        dtype = self.unet.dtype
-        tensors = [t.to(dtype) if t.is_floating_point() else t for t in tensors]
-        return self.unet(**pytree.tree_unflatten(tensors, self.spec)).sample.float()
+        return self.unet(**pytree.tree_unflatten(tensors, self.spec)).sample
 
 
-def compile_unet(unet, inputs, int8):
+def compile_unet(load, inputs, int8):
     """(call, hint): the UNet compiled for `inputs`, with the hint whose calls are faster.
 
     The call takes no arguments and returns a tensor.
 
     Parameters
     ----------
-    unet : UNet2DModel or UNet2DConditionModel
-        Float32, or bfloat16 to save memory.
+    load : callable
+        Makes the UNet2DModel or UNet2DConditionModel: float32, or with bfloat16 weights to save memory,
+        which the converter stores in 16 bits and computes with in float32.
     inputs : dict
         Keyword arguments of a call; the shapes become static.
     int8 : bool
@@ -52,18 +56,11 @@ def compile_unet(unet, inputs, int8):
     """
     leaves, spec = pytree.tree_flatten(inputs)
     tensors = [torch.tensor(v) if isinstance(v, int) else v for v in leaves]
-    wrapper = _PlainUNet(unet, spec).eval()
-    with torch.no_grad():
-        model = openvino.convert_model(
-            wrapper,
-            example_input=tuple(tensors),
-            input=[list(t.shape) for t in tensors],
-        )
     arrays = [t.numpy() for t in tensors]
+    model, large = _convert(load, tensors, spec)
     if int8:
         import nncf
 
-        large = sum(p.numel() for p in unet.parameters()) > LARGE
         nncf.set_log_level(logging.ERROR)
         generator = torch.Generator().manual_seed(1)
         samples = [
@@ -76,6 +73,24 @@ def compile_unet(unet, inputs, int8):
     best = {hint: min(timed(call) for _ in range(TIMED_CALLS)) for hint, call in calls.items()}
     hint = min(best, key=best.get)
     return calls[hint], hint
+
+
+def _convert(load, tensors, spec):
+    """(model of OpenVINO, whether it is large); a large one is read from a file, without torch's weights."""
+    wrapper = _PlainUNet(load(), spec).eval()
+    if wrapper.unet.dtype is not torch.float32:
+        # As optimum-intel traces models of 16 bits.
+        getattr(patch_model, "__make_16bit_traceable")(wrapper)
+    with torch.no_grad():
+        model = openvino.convert_model(
+            wrapper, example_input=tuple(tensors), input=[list(t.shape) for t in tensors]
+        )
+    if sum(p.numel() for p in wrapper.parameters()) <= LARGE:
+        return model, False
+    path = pathlib.Path(tempfile.mkdtemp()) / "unet.xml"
+    atexit.register(shutil.rmtree, path.parent)
+    openvino.save_model(model, path)
+    return openvino.Core().read_model(path), True
 
 
 def _compiled(model, arrays, hint):

@@ -55,7 +55,7 @@ def parse_arguments():
     return parser.parse_args()
 
 
-def build_arms(names, unet, scheduler, inputs):
+def build_arms(names, load, inputs):
     """Name -> (call without arguments returning the output, facts for the row)."""
     import torch
     from torch.utils import _pytree as pytree
@@ -79,11 +79,11 @@ def build_arms(names, unet, scheduler, inputs):
         return call
 
     def float_model(dtype):
-        return copy.deepcopy(unet).to(dtype).to(memory_format=torch.channels_last)
+        return load().to(dtype).to(memory_format=torch.channels_last)
 
     def converted(dtype, weights, graph):
         # Nearest rounding: a reconstruction changes the integers, not the time.
-        model = copy.deepcopy(unet).to(dtype)
+        model = load().to(dtype)
         config = tfq.TfqConfig(weights=weights, precision="uniform")
         tfq.convert(model, config, calibration=[moved_inputs(dtype)])
         if graph:
@@ -108,7 +108,7 @@ def build_arms(names, unet, scheduler, inputs):
         elif name in ("openvino-float", "openvino-int8"):
             import openvino_arm
 
-            call, hint = openvino_arm.compile_unet(unet, inputs, name.endswith("int8"))
+            call, hint = openvino_arm.compile_unet(load, inputs, name.endswith("int8"))
             label = f"OpenVINO {name.removeprefix('openvino-')} ({hint} hint)"
             arms[label] = call, {"precision_hint": hint}
         else:
@@ -136,7 +136,7 @@ def main():
     loaded = getattr(models, args.model)() if trained else models.random_weights(args.model)
     if loaded is None:
         sys.exit(f"{args.model}: not found in {models.SHARED_MODELS}")
-    unet, scheduler = loaded
+    unet, _ = loaded
     inputs = example_inputs(unet, args.batch, torch.Generator().manual_seed(0))
     timestep = TIMESTEP if args.model != "animeface64" else 150
     # A transformer takes a timestep for each image.
@@ -148,10 +148,17 @@ def main():
 
     with torch.no_grad():
         reference = unet(**inputs).sample
-    if args.model == "sdxl":  # the engines do not fit beside 10 GB of weights
-        unet = unet.to(torch.bfloat16)
-    arms = build_arms(args.arms.split(","), unet, scheduler, inputs)
-    del unet
+    if args.model == "sdxl":  # does not fit more than once, nor in float32 beside an engine
+        del unet, loaded
+
+        def load():
+            return models.random_weights("sdxl")[0].to(torch.bfloat16)
+    else:
+
+        def load():
+            return copy.deepcopy(unet)
+
+    arms = build_arms(args.arms.split(","), load, inputs)
     outputs = {name: call().float() for name, (call, _) in arms.items()}
     timings = interleave({name: call for name, (call, _) in arms.items()}, seconds=args.seconds)
 
