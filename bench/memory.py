@@ -34,7 +34,7 @@ def parse_arguments():
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--model", choices=("ddpm-cifar10", "sd15"), default="sd15")
-    parser.add_argument("--arms", help="comma-separated names, default all of them")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, help="default all", metavar="ARM")
     parser.add_argument("--weights-only", action="store_true")
     parser.add_argument("--no-write", action="store_true", help="print only")
     parser.add_argument(
@@ -120,7 +120,7 @@ def main():
     facts = machine.facts()
     whole = weight_bytes(models.random_weights(args.model)[0].float())
     results = {}
-    for arm in args.arms.split(",") if args.arms else ARMS:
+    for arm in args.arms or ARMS:
         with tempfile.TemporaryDirectory() as folder:
             size, dtype = build(args.model, arm, folder)
             results[arm] = {"weight_bytes": size, "of_float32": size / whole}
