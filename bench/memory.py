@@ -155,7 +155,7 @@ def main():
         rows,
     )
     if not args.no_write:
-        print("written:", machine.write_results(f"memory-{args.model}", facts, results))
+        print("written:", machine.write_results(f"memory-{args.model}{'-weights' * args.weights_only}", facts, results))
 
 
 if __name__ == "__main__":
