@@ -155,7 +155,8 @@ def main():
         rows,
     )
     if not args.no_write:
-        print("written:", machine.write_results(f"memory-{args.model}{'-weights' * args.weights_only}", facts, results))
+        name = f"memory-{args.model}{'-weights' * args.weights_only}"
+        print("written:", machine.write_results(name, facts, results))
 
 
 if __name__ == "__main__":
