@@ -89,14 +89,15 @@ class _Recording(TorchDispatchMode):
 
     def __init__(self, pool):
         super().__init__()
-        self.pool, self.steps, self._programs = pool, [], []
+        self.pool, self.steps = pool, []
+        self._program = None  # the last step, while that is one
 
     def program(self):
         """The native program at the end of the steps."""
-        if not self.steps or not self._programs or self.steps[-1] != self._programs[-1].run:
-            self._programs.append(_C.Program())
-            self.steps.append(self._programs[-1].run)
-        return self._programs[-1]
+        if self._program is None:
+            self._program = _C.Program()
+            self.steps.append(self._program.run)
+        return self._program
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -134,6 +135,7 @@ class _Recording(TorchDispatchMode):
             torch.Tensor, self.pool.unowned, (args, kwargs, outputs)
         )
         self.steps.append(functools.partial(_run_again, function, args, kwargs, outputs))
+        self._program = None
 
 
 def _run_again(function, args, kwargs, outputs):

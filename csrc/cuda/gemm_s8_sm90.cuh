@@ -1,7 +1,7 @@
 // out (m, n) = epilogue(x (m, k) u8 times the transpose of weight (n, k) s8), for sm_90a.
 //
-// grid = as many blocks as run at once, whole clusters. See main_loop_sm90.cuh for the product, epilogue.cuh for the
-// rest.
+// grid = as many blocks as run at once, whole clusters. See main_loop_sm90.cuh for the product,
+// epilogue.cuh for the rest.
 #pragma once
 
 #include "cuda/main_loop_sm90.cuh"

@@ -2,11 +2,11 @@
 #include <array>
 #include <cstdio>
 #include <fstream>
-#include <stdexcept>
 #include <string>
 
 #include "check.h"
 #include "cuda/ptx_sm90.cuh"
+#include "launch_checks.h"
 
 namespace {
 
@@ -48,12 +48,7 @@ struct Args {
 };
 
 std::string error_of(void (*kernel)(Args), uint32_t threads, Args args) {
-  try {
-    simt::launch(kernel, {"probe", {1, 1, 1}, threads, 256, nullptr}, args);
-  } catch (const std::runtime_error& error) {
-    return error.what();
-  }
-  return "";
+  return testing::launch_error(kernel, {"probe", {1, 1, 1}, threads, 256, nullptr}, args);
 }
 
 TFQ_KERNEL neighbour(Args args) {

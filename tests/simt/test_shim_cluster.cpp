@@ -1,10 +1,10 @@
 // The shim's clusters: blocks that run together, copies to all of them, barriers across them, reports.
-#include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "check.h"
 #include "cuda/ptx_sm90.cuh"
+#include "launch_checks.h"
 
 namespace {
 
@@ -22,30 +22,11 @@ struct Args {
 };
 
 std::string error_of(void (*kernel)(Args), Args args = {}, uint32_t blocks = 2 * kCluster) {
-  try {
-    simt::launch(kernel, {"probe", {blocks, 1, 1}, kThreads, kTarget + kCluster * kBoxBytes, nullptr,
-                          kCluster}, args);
-  } catch (const std::runtime_error& error) {
-    return error.what();
-  }
-  return "";
+  return testing::launch_error(kernel, {"probe", {blocks, 1, 1}, kThreads, kTarget + kCluster * kBoxBytes, nullptr, kCluster}, args);
 }
 
 bool reports(void (*kernel)(Args), const char* text, Args args = {}) {
-  const std::string error = error_of(kernel, args);
-  if (error.find(text) != std::string::npos) return true;
-  std::fprintf(stderr, "expected '%s', got '%s'\n", text, error.c_str());
-  return false;
-}
-
-void for_each_schedule(void (*check)()) {
-  for (const auto order :
-       {simt::Order::kForward, simt::Order::kReverse, simt::Order::kShuffled, simt::Order::kGreedy})
-    for (const bool lazy : {false, true}) {
-      simt::options() = {order, lazy, 5, 0};
-      check();
-    }
-  simt::options() = {};
+  return testing::contains(error_of(kernel, args), text);
 }
 
 TFQ_DEVICE int rank() { return static_cast<int>(simt::block_index().x % kCluster); }
@@ -157,7 +138,7 @@ void reports_name_the_problem() {
 }  // namespace
 
 int main() {
-  for_each_schedule(a_copy_goes_to_all_blocks);
-  for_each_schedule(reports_name_the_problem);
+  testing::for_each_schedule(a_copy_goes_to_all_blocks);
+  testing::for_each_schedule(reports_name_the_problem);
   return tfq::testing::finish("test_shim_cluster");
 }

@@ -1,11 +1,11 @@
 // The shim's launches that overlap with those before them: what a thread sees that has not waited.
 #include <cstring>
-#include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "check.h"
 #include "cuda/ptx_sm90.cuh"
+#include "launch_checks.h"
 #include "overlap_host.h"
 
 namespace {
@@ -23,12 +23,7 @@ struct Args {
 };
 
 std::string error_of(void (*kernel)(Args), const Args& args, bool overlaps = true) {
-  try {
-    simt::launch(kernel, {"probe", {2, 1, 1}, kThreads, 4096, nullptr, 1, overlaps}, args);
-  } catch (const std::runtime_error& error) {
-    return error.what();
-  }
-  return "";
+  return testing::launch_error(kernel, {"probe", {2, 1, 1}, kThreads, 4096, nullptr, 1, overlaps}, args);
 }
 
 TFQ_DEVICE int32_t& result(const Args& args) {

@@ -1,11 +1,11 @@
 // The shim's Hopper part: barriers, bulk copies, products of a warpgroup, reports.
 #include <cstring>
-#include <stdexcept>
 #include <string>
 #include <vector>
 
 #include "check.h"
 #include "cuda/ptx_sm90.cuh"
+#include "launch_checks.h"
 
 namespace {
 
@@ -24,29 +24,11 @@ constexpr uint32_t kBarrier = 0, kSecondBarrier = 8, kA = 1024, kB = kA + 64 * 1
 constexpr uint32_t kSharedBytes = kB + kColumns * 128;
 
 std::string error_of(void (*kernel)(Args), Args args = {}, uint32_t threads = 128) {
-  try {
-    simt::launch(kernel, {"probe", {1, 1, 1}, threads, kSharedBytes, nullptr}, args);
-  } catch (const std::runtime_error& error) {
-    return error.what();
-  }
-  return "";
+  return testing::launch_error(kernel, {"probe", {1, 1, 1}, threads, kSharedBytes, nullptr}, args);
 }
 
 bool reports(void (*kernel)(Args), const char* text, Args args = {}) {
-  const std::string error = error_of(kernel, args);
-  if (error.find(text) != std::string::npos) return true;
-  std::fprintf(stderr, "expected '%s', got '%s'\n", text, error.c_str());
-  return false;
-}
-
-void for_each_schedule(void (*check)()) {
-  for (const auto order :
-       {simt::Order::kForward, simt::Order::kReverse, simt::Order::kShuffled, simt::Order::kGreedy})
-    for (const bool lazy : {false, true}) {
-      simt::options() = {order, lazy, 5, 0};
-      check();
-    }
-  simt::options() = {};
+  return testing::contains(error_of(kernel, args), text);
 }
 
 TFQ_DEVICE void start(const Args& args) {
@@ -303,10 +285,10 @@ void reports_name_the_problem() {
 }  // namespace
 
 int main() {
-  for_each_schedule(products_are_right);
-  for_each_schedule(what_is_not_waited_for_is_not_there);
-  for_each_schedule(phases_alternate);
-  for_each_schedule(named_barriers_are_of_their_threads);
-  for_each_schedule(reports_name_the_problem);
+  testing::for_each_schedule(products_are_right);
+  testing::for_each_schedule(what_is_not_waited_for_is_not_there);
+  testing::for_each_schedule(phases_alternate);
+  testing::for_each_schedule(named_barriers_are_of_their_threads);
+  testing::for_each_schedule(reports_name_the_problem);
   return tfq::testing::finish("test_shim_sm90");
 }
