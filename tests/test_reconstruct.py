@@ -263,7 +263,7 @@ LAYER = "mid_block.resnets.0.conv1"
         ({"bits": {"no.such": 4}}, ValueError, "'no.such' in bits or frozen is no layer of the UNet2DModel"),
         ({"frozen": {"typo"}}, ValueError, "'typo' in bits or frozen is no layer"),
         ({"bits": {"mid_block": 4}}, TypeError, "mid_block must be a Conv2d or Linear, got UNetMidBlock2D"),
-        ({"activations": "int4"}, ValueError, 'activations must be "int8" or "float", got \'int4\''),
+        ({"activations": "int4"}, ValueError, 'activations must be "int8", "int16" or "float", got \'int4\''),
         ({"sources": {"typo": (1, 2)}}, ValueError, "sources has 'typo', no layer of the model"),
         ({"sources": {LAYER: (1, 2)}}, ValueError, f"sources of {LAYER} must add up to its 64 input"),
         ({"calls": []}, ValueError, "calls must have at least one call, got none"),

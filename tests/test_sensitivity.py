@@ -92,8 +92,8 @@ def test_treatments_go_from_what_is_asked_for_to_the_finest():
     def ladder(**config):
         return [(t.weight_bits, t.activations) for t in sensitivity.treatments(TfqConfig(**config))]
 
-    assert ladder() == [(8, "int8"), (8, "float")]
-    assert ladder(weights="int4") == [(4, "int8"), (8, "int8"), (8, "float")]
+    assert ladder() == [(8, "int8"), (8, "int16"), (8, "float")]
+    assert ladder(weights="int4") == [(4, "int8"), (8, "int8"), (8, "int16"), (8, "float")]
     assert ladder(activations="float") == [(8, "float")]
     assert ladder(weights="int4", activations="float") == [(4, "float"), (8, "float")]
 
@@ -145,7 +145,7 @@ def test_bias_takes_back_the_mean_error():
 def test_no_bias_where_the_layer_has_none_or_the_estimate_is_not_finite():
     plans = [LayerPlan(name, "Linear", weight_bits=8) for name in ("sound", "broken", "shared")]
     plans[2].weight_bits, plans[2].activations = 4, "float"  # not a treatment of this configuration
-    shifts = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    shifts = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
     estimates = {plan.name: sensitivity.Estimate([0.0, 0.0], shifts) for plan in plans}
     estimates["broken"] = sensitivity.Estimate([0.0, 0.0], shifts * float("nan"))
     found = sensitivity.bias_shifts(plans, estimates, TfqConfig())
@@ -156,28 +156,34 @@ def test_no_bias_where_the_layer_has_none_or_the_estimate_is_not_finite():
 def test_coarsest_treatment_within_the_budget():
     config = TfqConfig(weights="int4", error_budget=0.1)
     errors = {
-        "first": [0.1, 0.05, 0.01],
-        "second": [0.11, 0.05, 0.01],
-        "third": [0.5, 0.4, 0.01],
-        "none": [0.5, 0.4, 0.3],
-        "not_finite": [float("inf"), float("nan"), 0.01],
+        "first": [0.1, 0.05, 0.01, 0.01],
+        "second": [0.11, 0.05, 0.01, 0.01],
+        "third": [0.5, 0.4, 0.01, 0.01],
+        "fourth": [0.5, 0.4, 0.4, 0.01],
+        "none": [0.5, 0.4, 0.4, 0.3],
+        "as_good": [0.5, 0.4, 0.31, 0.3],
+        "not_finite": [float("inf"), float("nan"), float("nan"), 0.01],
+        "never_finite": [float("nan")] * 4,
     }
     plans = [LayerPlan(name, "Linear", weight_bits=4) for name in errors]
     kept = LayerPlan("kept", "Linear", converted=False, reason="because")
-    estimates = {name: sensitivity.Estimate(e, torch.zeros(3, 1)) for name, e in errors.items()}
+    estimates = {name: sensitivity.Estimate(e, torch.zeros(4, 1)) for name, e in errors.items()}
     sensitivity.refine_plans([*plans, kept], estimates, config)
     chosen = {plan.name: (plan.weight_bits, plan.activations, plan.output_error) for plan in plans}
+    assert chosen.pop("never_finite")[:2] == (8, "float")
     assert chosen == {
         "first": (4, "int8", 0.1),
         "second": (8, "int8", 0.05),
-        "third": (8, "float", 0.01),
+        "third": (8, "int16", 0.01),
+        "fourth": (8, "float", 0.01),
         "none": (8, "float", 0.3),
+        "as_good": (8, "int16", 0.31),
         "not_finite": (8, "float", 0.01),
     }
     assert plans[0].reason == "" and kept.reason == "because" and kept.output_error is None
     assert plans[2].reason == (
         "over error_budget=0.1 with 4-bit weights, int8 activations (estimated 0.5): "
-        "8-bit weights, float activations"
+        "8-bit weights, int16 activations"
     )
 
 
@@ -204,15 +210,14 @@ def test_a_huge_residual_does_not_wreck_the_model():
     }
     assert signal_to_noise(run(made["uniform"], kwargs), expected) < 20
     assert_signal_to_noise(run(made["auto"], kwargs), expected, MIN_UNET_SNR[torch.float32])
-    finer = {
-        n: la for n, la in converted_layers(made["auto"]).items() if la["path"] == "weight_only"
-    }
+    finer = {n: la for n, la in converted_layers(made["auto"]).items() if la["reason"]}
     assert {"up_blocks.1.resnets.0.conv_shortcut", "up_blocks.1.resnets.1.conv_shortcut"} <= set(
         finer
     )
     assert len(finer) <= 5, "the others are fine as they are"
     budget = TfqConfig().error_budget
     assert all(f"over error_budget={budget:g}" in layer["reason"] for layer in finer.values())
+    assert all("int16 activations" in layer["reason"] for layer in finer.values())
     assert all(layer["output_error"] <= budget for layer in finer.values())
 
 
@@ -236,9 +241,13 @@ def test_no_budget_gives_the_finest_everywhere(config):
     expected = run(unet, kwargs)
     tfq.convert(unet, TfqConfig(error_budget=0.0, **config), calibration=[kwargs])
     layers = converted_layers(unet)
-    assert {layer["path"] for layer in layers.values()} == {"weight_only"}
+    assert {layer["path"] for layer in layers.values()} == {"gemm_s8", "conv2d_s8"}
     assert {layer["weight_bits"] for layer in layers.values()} == {8}
-    assert all("over error_budget=0 " in layer["reason"] for layer in layers.values())
+    finest = [la for la in layers.values() if la["reason"].endswith("int16 activations")]
+    assert len(finest) > 0.8 * len(layers), (
+        "one byte is as good where the weights make up the error"
+    )
+    assert all("over error_budget=0 with " in layer["reason"] for layer in finest)
     assert_signal_to_noise(run(unet, kwargs), expected, 35)
 
 
@@ -267,18 +276,19 @@ def test_without_data_it_is_uniform():
     assert {layer["output_error"] for layer in converted_layers(auto).values()} == {None}
 
 
+@pytest.mark.parametrize("finer, path", [(1e-3, "gemm_s8"), (1.0, "weight_only")])
 @pytest.mark.parametrize("sensitive", ["to_q", "to_k", "to_v"])
 @pytest.mark.parametrize("name", ["attention", "cross"])
-def test_layers_with_one_input_share_its_type(name, sensitive, monkeypatch):
+def test_layers_with_one_input_share_its_type(name, sensitive, finer, path, monkeypatch):
     unet = build(name)
     kwargs = inputs(unet)
     expected = run(unet, kwargs)
 
     def estimate(model, plans, calls, config, progress=None):
-        none = torch.zeros(2, 1)
+        none = torch.zeros(3, 1)
         return {
             plan.name: sensitivity.Estimate(
-                [1.0, 1e-3] if plan.name.endswith(sensitive) else [1e-3, 1e-4], none
+                [1.0, finer, 1e-3] if plan.name.endswith(sensitive) else [1e-3, 1e-4, 1e-4], none
             )
             for plan in plans
             if plan.converted
@@ -291,7 +301,7 @@ def test_layers_with_one_input_share_its_type(name, sensitive, monkeypatch):
     for parent in parents:
         for child in ("to_q", "to_k", "to_v"):
             layer = layers[f"{parent}.{child}"]
-            assert layer["path"] == "weight_only", layer["name"]
+            assert layer["path"] == path, layer["name"]
             word = "over error_budget" if child == sensitive else f"shares its input with {parent}."
             assert layer["reason"].startswith(word)
         assert layers[f"{parent}.to_out.0"]["path"] == "gemm_s8"

@@ -1,10 +1,27 @@
 """The implementations of the operations, by name."""
 
 from tfq import ops, reference, weight_only
+from tfq.two_bytes import TwoBytes
 
-_BACKENDS = {"native": ops, "reference": reference, "weight_only": weight_only}
+_BACKENDS = {
+    "native": ops,
+    "reference": reference,
+    "weight_only": weight_only,
+    "native_int16": TwoBytes(ops),
+    "reference_int16": TwoBytes(reference),
+}
 
 
 def get(name):
-    """The module with the operations: :mod:`tfq.ops`, :mod:`tfq.reference` or :mod:`tfq.weight_only`."""
+    """What has the operations, with the names and arguments of :mod:`tfq.ops`."""
     return _BACKENDS[name]
+
+
+def for_activations(kind, backend):
+    """Name of the backend of a layer with activations `kind` in a model on `backend`."""
+    return {"int8": backend, "int16": f"{backend}_int16", "float": "weight_only"}[kind]
+
+
+def is_native(name):
+    """Whether products run on the INT8 kernels."""
+    return name.startswith("native")

@@ -233,6 +233,9 @@ def record_calls(unet, calibration, scheduler, num_inference_steps, config, prog
 def spread_images(calls, count):
     """About `count` images of recorded calls: some of each call, or one each of evenly spaced ones.
 
+    The first and the last call are among them: what is left of the noise at the end of a trajectory is
+    the hardest to tell from rounding.
+
     Parameters
     ----------
     calls : list of dict
@@ -245,9 +248,10 @@ def spread_images(calls, count):
         Calls with fewer images. Which images of a batch is rotated from call to call.
     """
     each = max(1, count // len(calls))
+    chosen = torch.linspace(0, len(calls) - 1, min(len(calls), count)).round().int().tolist()
     picked = []
-    for i in range(min(len(calls), count)):
-        call = calls[i * len(calls) // min(len(calls), count)]
+    for i, index in enumerate(chosen):
+        call = calls[index]
         batch = images_of(call).shape[0]
         images = torch.arange(i, i + min(each, batch)) % batch
         picked.append({k: _images(v, images, batch) for k, v in call.items()})

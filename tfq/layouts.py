@@ -11,6 +11,7 @@ import threading
 
 import torch
 
+from tfq import backends
 from tfq.ops import _checks, _cuda
 
 SAVED = 4
@@ -42,7 +43,7 @@ def for_product(backend, weight, zero_point, shape, geglu):
     The weight of an eager call is changed to that layout and stays in it; its zero-points (None: int8) are
     part of the kernels' layout.
     """
-    on_card = backend == "native" and _checks.has_cuda_kernels(weight)
+    on_card = backends.is_native(backend) and _checks.has_cuda_kernels(weight)
     wanted = (3 if geglu else 2) if on_card else SAVED
     if weight.dim() != wanted:
         if _checks.is_traced(weight):

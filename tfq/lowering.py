@@ -14,7 +14,7 @@ from diffusers.models.transformers.transformer_2d import (
 from diffusers.models.unets import unet_2d_blocks as unet_blocks
 from torch import nn
 
-from tfq import attention, blocks, models, temporal
+from tfq import attention, backends, blocks, models, temporal
 from tfq.adapters import base_modules, is_untouched
 from tfq.features import FloatTIB
 from tfq.nn import Conv2d, Linear, ShortcutConv2d
@@ -179,7 +179,7 @@ class Lowering:
         replacements = {}
         for name, plan in self.plans.items():
             layer = modules[name]
-            backend = self.config.backend if plan.activations == "int8" else "weight_only"
+            backend = backends.for_activations(plan.activations, self.config.backend)
             options = (name, backend, plan.weight_bits)
             if plan.sources:
                 new = ShortcutConv2d(layer, plan.sources, *options)

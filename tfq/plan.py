@@ -39,8 +39,8 @@ class LayerPlan:
         Whether the layer runs on integers.
     weight_bits : {8, 4}
         Of a converted layer.
-    activations : {"int8", "float"}
-        Of a converted layer; "float": the weights alone are integers.
+    activations : {"int8", "int16", "float"}
+        Of a converted layer; "int16": two bytes; "float": the weights alone are integers.
     ranges : {"dynamic", "timestep", "static"}
         Where the range of the input comes from. Decided by the calibration.
     sources : tuple of int

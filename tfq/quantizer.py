@@ -19,8 +19,8 @@ class InputQuantizer:
     ----------
     name : str
         Of the layer, for the report.
-    backend : {"native", "reference", "weight_only"}
-        "weight_only" leaves the input as it is.
+    backend : str
+        See :func:`tfq.backends.get`. "weight_only" and those of two bytes leave the input float.
     per_token : bool
         Dynamic ranges per token; such an input never becomes static.
     """

@@ -23,7 +23,7 @@ from tfq.weights import BITS
 # error of the embedded model's output on other noise is 11 % larger.
 _LEAST_TOKENS = 16384
 _TOKEN_CHUNK = 4096
-ACTIVATIONS = ("int8", "float")
+ACTIVATIONS = ("int8", "int16", "float")
 
 
 class Reconstruction(typing.NamedTuple):
@@ -66,7 +66,7 @@ def reconstruct_blocks(
     calls : list of dict
         Keyword arguments of ``unet.forward`` along float trajectories; batches may differ in size, not
         in shape. All run together: memory grows with twice the sum of their images.
-    activations : {"int8", "float"} or dict
+    activations : {"int8", "int16", "float"} or dict
         What the inputs of the layers will be: of all, or by layer name.
     seed : int
         Of the choice of inputs; the result is a function of it and of the arguments above.
@@ -208,7 +208,7 @@ def _check_arguments(unet, modules, bits, activations, sources):
     for value in activations.values() if isinstance(activations, dict) else (activations,):
         if value not in ACTIVATIONS:
             raise ValueError(
-                f'reconstruct_blocks: activations must be "int8" or "float", got {value!r}'
+                f'reconstruct_blocks: activations must be "int8", "int16" or "float", got {value!r}'
             )
     for name, value in bits.items():
         if value not in BITS:

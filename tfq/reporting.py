@@ -3,7 +3,7 @@
 import json
 import pathlib
 
-from tfq import heat_maps, page
+from tfq import backends, heat_maps, page
 from tfq import nn as quantized
 from tfq.adapters import base_modules
 from tfq.quantizer import QPARAMS_WIDTH
@@ -23,9 +23,10 @@ class Report:
         """``{native_mac_share, weight_bytes, layers, temporal, unfused}``, JSON-serialisable.
 
         ``layers`` is a list of ``{name, type, path, reason, macs, weight_bits, range, error}``: path is
-        the kernel family that runs the layer ("conv2d_s8", "gemm_s8", "reference", "weight_only" or
-        "torch"), reason why it stays or runs float, macs its multiply-adds for one image, range how its
-        input is quantised ("timestep", "static", "dynamic", "dynamic per token"; None: not quantized),
+        the kernel family that runs the layer ("conv2d_s8", "gemm_s8", "reference", "reference_int16",
+        "weight_only" or "torch"), reason why it stays float or is treated more finely, macs its
+        multiply-adds for one image, range how its input is quantised ("timestep", "static", "dynamic",
+        "dynamic per token"; None: not quantized),
         error the relative L2 error of its weights, output_error the estimated relative error of the model's
         output that it causes (None: not estimated). ``native_mac_share`` is over the multiply-adds of all
         Conv2d and Linear layers.
@@ -217,7 +218,7 @@ def _layer(module, plan):
     if isinstance(module, (quantized.Linear, quantized.Conv2d, quantized.ShortcutConv2d)):
         bits = module.weight_bits
         family = "conv2d_s8" if isinstance(module, quantized.Conv2d) else "gemm_s8"
-        path = family if module.backend == "native" else module.backend
+        path = family if backends.is_native(module.backend) else module.backend
         ranges = "dynamic per token" if module.input.per_token else module.input.ranges
         if module.backend == "weight_only":
             ranges, reason = None, module.float_reason or reason

@@ -15,6 +15,7 @@ import contextlib
 import dataclasses
 
 import torch
+from torch import nn
 
 from tfq.adapters import base_modules
 from tfq.calibrate import spread_images
@@ -24,6 +25,9 @@ from tfq.weights import round_to_grid, weight_grid
 
 # Images (each at its own timestep) the estimate is averaged over.
 SAMPLES = 12
+# Times the error of the finest treatment; of two bytes the first decides.
+AS_GOOD = 1.1
+_FINENESS = ("int8", "int16", "float")
 _CHECKPOINTING_ATTRIBUTES = ("gradient_checkpointing", "_gradient_checkpointing_func")
 
 
@@ -41,7 +45,8 @@ class Treatment:
 def treatments(config):
     """From what the configuration asks for to the finest."""
     ladder = [
-        Treatment(4, "int8"), Treatment(4, "float"), Treatment(8, "int8"), Treatment(8, "float"),
+        Treatment(4, "int8"), Treatment(4, "float"), Treatment(8, "int8"), Treatment(8, "int16"),
+        Treatment(8, "float"),
     ]  # fmt: skip
     asked = Treatment(config.weight_bits, config.activations)
     if config.activations == "float":
@@ -70,8 +75,12 @@ class _Probe:
 
     def __init__(self, layer, plan, ladder):
         self.layer = layer
-        self.simulated = SimulatedLayer(layer, plan.name, "int8", plan.sources)
         self.ladder = ladder
+        self.simulated = {
+            kind: SimulatedLayer(layer, plan.name, kind, plan.sources)
+            for kind in dict.fromkeys(treatment.activations for treatment in ladder)
+        }
+        self._sources = plan.sources or (layer.weight.shape[1],)
         # Grids are searched once; rounded weights exist only while they are used.
         self.grids = {
             bits: [weight_grid(part, bits) for part in self._parts()]
@@ -83,7 +92,7 @@ class _Probe:
         self._projected = None
 
     def _parts(self):
-        return self.layer.weight.detach().split(self.simulated.sources, dim=1)
+        return self.layer.weight.detach().split(self._sources, dim=1)
 
     def _rounded(self, bits):
         rounded = [
@@ -102,7 +111,7 @@ class _Probe:
 
     def _add_shifts(self, errors):
         self._calls += 1
-        channel_dim = 1 if self.simulated.is_conv else -1
+        channel_dim = 1 if isinstance(self.layer, nn.Conv2d) else -1
         for mean, error in zip(self.shifts, errors, strict=True):
             shift = error.movedim(channel_dim, -1).flatten(0, -2).mean(0).cpu()
             mean += (shift - mean) / self._calls
@@ -117,13 +126,13 @@ class _Probe:
             return
         with torch.no_grad():
             x = args[0].detach().float()
-            rounded = self.simulated.quantize_input(x)
+            sources = {kind: layer.quantize_input(x) for kind, layer in self.simulated.items()}
             exact = apply_layer(layer, x, layer.weight.float())
             weights = {bits: self._rounded(bits) for bits in self.grids}
             errors = []
             for treatment in self.ladder:
-                source = rounded if treatment.activations == "int8" else x
-                errors.append(apply_layer(layer, source, weights[treatment.weight_bits]) - exact)
+                source, weight = sources[treatment.activations], weights[treatment.weight_bits]
+                errors.append(apply_layer(layer, source, weight) - exact)
             self._add_shifts(errors)
 
         def project(gradient):
@@ -219,17 +228,18 @@ def _with_gradients(value):
 
 
 def refine_plans(plans, estimates, config):
-    """Give each layer the coarsest treatment within the budget, or the finest; note both in its plan.
+    """Give each layer the coarsest treatment within the budget; note both in its plan.
 
-    Layers that share a quantized input (queries, keys and values of an attention) share the type of
-    their activations.
+    Where there is none, the coarsest that is about as good as the finest. Layers that share a quantized
+    input (queries, keys and values of an attention) share the type of their activations.
     """
     ladder = treatments(config)
     for plan in plans:
         if not plan.converted:
             continue
         errors = estimates[plan.name].errors
-        within = [i for i, error in enumerate(errors) if error <= config.error_budget]
+        enough = max(config.error_budget, AS_GOOD * errors[-1])
+        within = [i for i, error in enumerate(errors) if error <= enough]
         chosen = within[0] if within else len(ladder) - 1
         plan.weight_bits, plan.activations = ladder[chosen].weight_bits, ladder[chosen].activations
         plan.output_error = errors[chosen]
@@ -264,8 +274,8 @@ def _share_activations(plans):
         if plan.converted and child in ("to_q", "to_k", "to_v"):
             groups.setdefault(parent, []).append(plan)
     for group in groups.values():
-        floats = [plan for plan in group if plan.activations == "float"]
-        for plan in group if floats else ():
-            if plan.activations != "float":
-                plan.activations = "float"
-                plan.reason = plan.reason or f"shares its input with {floats[0].name}"
+        finest = max(group, key=lambda plan: _FINENESS.index(plan.activations))
+        for plan in group:
+            if plan.activations != finest.activations:
+                plan.activations = finest.activations
+                plan.reason = plan.reason or f"shares its input with {finest.name}"

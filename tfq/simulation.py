@@ -49,8 +49,9 @@ class SimulatedLayer:
     layer : torch.nn.Conv2d or torch.nn.Linear
     name : str
         For errors.
-    activations : {"int8", "float"}
-        int8: inputs have one range per image (Conv2d), token (Linear), or pixel and source.
+    activations : {"int8", "int16", "float"}
+        int8: inputs have one range per image (Conv2d), token (Linear), or pixel and source; int16: so
+        has what that leaves over.
     sources : tuple of int, optional
         Of a shortcut: channels of each source of the input; each has its own weights and scales.
     """
@@ -88,6 +89,10 @@ class SimulatedLayer:
         """The float32 values that the integers of an input stand for."""
         if self.activations == "float":
             return x.float()
+        first = self._one_byte(x)
+        return first if self.activations == "int8" else first + self._one_byte(x - first)
+
+    def _one_byte(self, x):
         if not self.is_conv:
             return fake_quantize(x, (-1,))
         if self.by_pixel:
