@@ -239,9 +239,10 @@ def test_attention_keeps_to_tensor_cores_and_the_float_pipe(built, arch):
         copies = total(counts, "LDGSTS")
         assert copies > 0 and copies == total(counts, "LDGSTS.E.BYPASS.128"), (name, counts)
         assert total(counts, "LDL") == total(counts, "STL") == 0, f"{name} uses local memory"
-        # Integers become floats, exponentials and bytes without a conversion but those of the output.
-        assert total(counts, "F2I") == total(counts, "MUFU.EX2") == 0, (name, counts)
-        assert total(counts, "I2F") <= channels // 2 + 8, (name, counts)
+        # Integers become floats, exponentials and bytes without a conversion: those here are of the output,
+        # and of a division that finds its place.
+        assert total(counts, "F2I") <= 1 and total(counts, "MUFU.EX2") == 0, (name, counts)
+        assert total(counts, "I2F") <= channels // 2 + 4, (name, counts)
         assert total(counts, "STG.E.64") > 0 and total(counts, "STG.E.128") > 0, (name, counts)
 
 

@@ -1,6 +1,8 @@
 // Launches of what makes the integer operands of attention.
 #include "cuda/attention_operands.cuh"
 
+#include <utility>
+
 #include "cuda/attention_launch.h"
 
 namespace tfq::cuda {

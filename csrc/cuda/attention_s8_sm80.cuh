@@ -191,23 +191,23 @@ struct WeightedSums {
     ptx::mma_u8s8(weights, w, kOnes, kOnes);
   }
 
-  // `first` row of the head `head` of all, `image` and `head_of_image` of an image.
-  TFQ_DEVICE void store(const AttentionLaunch& args, int64_t head, int first) const {
+  // To rows [first, first + 16) of head `head` of all images.
+  TFQ_DEVICE void store(const AttentionLaunch& args, int head, int first) const {
     const int lane = simt::lane_index();
-    const int64_t image = head / args.heads, head_of_image = head % args.heads;
+    const int image = head / args.heads, head_of_image = head % args.heads;
     const int rows = args.tokens + (simt::fault(simt::kFaultStoreBeyondRows) ? 1 : 0);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int row = first + lane / 4 + 8 * half;
       const auto sum = static_cast<float>(weights[2 * half]);
       const int64_t target =
-          ((image * args.tokens + row) * args.heads + head_of_image) * args.head_size;
+          ((int64_t{image} * args.tokens + row) * args.heads + head_of_image) * args.head_size;
 #pragma unroll
       for (int pair = 0; pair < Shape::kChannels / 16; ++pair) {
         const int c = 16 * pair + lane % 4 * 4;
         if (row >= rows || c >= args.head_size) continue;
         float out[4];
-        load_run(args.operands.value_scale + head * Shape::kChannels + c, out);
+        load_run(args.operands.value_scale + int64_t{head} * Shape::kChannels + c, out);
 #pragma unroll
         for (int i = 0; i < 4; ++i)
           out[i] = static_cast<float>(value[2 * pair + i / 2][2 * half + i % 2]) * (out[i] / sum);
@@ -222,23 +222,25 @@ template <int Channels>
 TFQ_KERNEL TFQ_LAUNCH_BOUNDS(kAttentionThreads, AttentionShape<Channels>::kBlocks)
     attention_s8_sm80(TFQ_GRID_CONSTANT const AttentionLaunch args) {
   using Shape = AttentionShape<Channels>;
-  const int64_t head = simt::block_index().y;
+  const auto head = static_cast<int>(simt::block_index().y);
   const int blocks = (args.kv_tokens + kKeyTokens - 1) / kKeyTokens;
   const int64_t kv_tokens = int64_t{blocks} * kKeyTokens;
   const int first = static_cast<int>(simt::block_index().x) * kQueryTokens + 16 * simt::warp_index();
   const QueryRows<Shape> query(
-      args.operands, head * simt::grid_size().x * kQueryTokens + first);
+      args.operands, int64_t{head} * simt::grid_size().x * kQueryTokens + first);
 
-  // Step i is block i % blocks: the key's for the largest logits, then both for the output.
+  // Steps [0, blocks) are the key's blocks, for the largest logits; then come key and value together.
   const auto stage_of = [](int step) { return static_cast<uint32_t>(step % 2) * Shape::kStageBytes; };
   const auto queue = [&](int step) {
     if (step < 2 * blocks) {
       const uint32_t stage = stage_of(step);
-      const int64_t token = int64_t{step % blocks} * kKeyTokens, row = head * kv_tokens + token;
+      const bool second = step >= blocks;
+      const int64_t token = int64_t{second ? step - blocks : step} * kKeyTokens;
+      const int64_t row = head * kv_tokens + token;
       copy_rows<kKeyTokens, Shape::kDepth>(args.operands.key + row * Shape::kDepth, Shape::kDepth,
                                            stage, Shape::kKeyPitch);
       copy_rows<1, Shape::kFactsBytes>(args.operands.key_facts + 2 * row, 0, stage + Shape::kFacts, 0);
-      if (step >= blocks)
+      if (second)
         copy_rows<Shape::kChannels, kKeyTokens>(
             args.operands.value + head * Shape::kChannels * kv_tokens + token, kv_tokens,
             stage + Shape::kValue, Shape::kValuePitch);
