@@ -230,12 +230,13 @@ def test_attention_keeps_to_tensor_cores_and_the_float_pipe(built, arch):
     assert sorted(map(head_channels, kernels)) == sorted(ATTENTION_REGISTERS)
     for name, counts in kernels.items():
         channels = head_channels(name)
-        depth = -(-channels // 32)
-        # For 32 tokens: their logits in either pass; the value, and ones for the sum of the weights.
-        first, second = total(counts, "IMMA.16832.S8.S8"), total(counts, "IMMA.16832.U8.S8")
-        assert first == 2 * 4 * depth and second == channels // 8 + 1, (name, counts)
+        # For 32 tokens: their logits in either pass, of which the first may be unrolled twice; the value,
+        # and ones for the sum of the weights.
+        logits, first = 4 * -(-channels // 32), total(counts, "IMMA.16832.S8.S8")
+        second = total(counts, "IMMA.16832.U8.S8")
+        assert first in (2 * logits, 3 * logits) and second == channels // 8 + 1, (name, counts)
         assert total(counts, "IMMA") == first + second, (name, counts)
-        assert total(counts, "LDSM.16.M88.4") == 4 * depth + channels // 16, (name, counts)
+        assert total(counts, "LDSM.16.M88.4") == first // 2 + channels // 16, (name, counts)
         copies = total(counts, "LDGSTS")
         assert copies > 0 and copies == total(counts, "LDGSTS.E.BYPASS.128"), (name, counts)
         assert total(counts, "LDL") == total(counts, "STL") == 0, f"{name} uses local memory"
