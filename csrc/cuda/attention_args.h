@@ -42,8 +42,8 @@ static inline int checked_head_kernel(int64_t head_size) {
 // Channels the products of query and key sum over.
 static TFQ_HOST_DEVICE constexpr int key_depth(int channels) { return (channels + 31) / 32 * 32; }
 
-// Tokens are filled up to whole blocks, channels to those of the kernel; what fills
-// up is zero. Throws for a head without a kernel.
+// Tokens are filled up to whole blocks, channels to those of the kernel; what fills up is zero. Throws
+// for a head without a kernel.
 struct AttentionSizes {
   explicit AttentionSizes(const AttentionArgs& args)
       : heads(args.batch * args.heads),
@@ -53,7 +53,7 @@ struct AttentionSizes {
         kv_tokens(round_up(args.kv_tokens, kKeyTokens)) {}
 
   int64_t heads;  // of all images
-  int kernel;      // head_kernel()
+  int kernel;     // head_kernel()
   int channels;
   int64_t tokens, kv_tokens;
 

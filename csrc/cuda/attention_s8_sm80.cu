@@ -15,7 +15,7 @@ struct Entry {
   uint32_t shared_bytes;
 };
 
-#define TFQ_HEAD(channels)                                                     \
+#define TFQ_HEAD(channels)                                          \
   {"attention_s8_d" #channels "_sm80", attention_s8_sm80<channels>, \
    AttentionShape<channels>::kSharedBytes},
 constexpr Entry kEntries[] = {TFQ_HEAD_CHANNELS(TFQ_HEAD)};
