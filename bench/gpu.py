@@ -1,11 +1,12 @@
 """Micro-benchmarks on a CUDA card: its ceilings, and tfq's kernels against what torch offers.
 
-    python bench/gpu.py [--seconds 0.1] [--only ceiling,bandwidth,conv,gemm] [--limit 480] [--dry-run]
+    python bench/gpu.py [--seconds 0.1] [--only ceiling,attention] [--limit 480] [--dry-run]
 
 Ceilings: a copy, bfloat16 at 8192^3, of random values and of zeros (the difference is the power limit),
 and on Hopper wgmma by itself (wgmma_ceiling.cu). GEMM against torch._int_mm (int32 out, without the scaling
-it would need) and torch._scaled_mm in FP8; convolution against cuDNN in bfloat16; activation kernels against
-the bandwidth of a copy, counting the bytes that must move. Operands rotate through more than twice the L2
+it would need) and torch._scaled_mm in FP8; convolution against cuDNN in bfloat16; attention, with the
+quantisation of its operands, against torch's in bfloat16; activation kernels against the bandwidth of a copy,
+counting the bytes that must move. Operands rotate through more than twice the L2
 cache, values are random, times are CUDA events around CUDA graphs; alternatives take turns. Kernel names
 come from the profiler, clocks from nvidia-smi. A run that ends at --limit is continued by the next.
 """
@@ -18,6 +19,7 @@ import tempfile
 import torch
 from card import BENCH, begin
 from harness import print_table
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tfq import ops
 
@@ -36,15 +38,22 @@ CONVS = [
 NORMS = [(2, 320, 128), (2, 640, 64), (2, 1280, 32), (64, 128, 32)]
 TOKENS = [(8192, 640), (2048, 1280)]
 WEIGHTS = [(10240, 1280), (1280, 1280, 3, 3)]
-KINDS = ("ceiling", "bandwidth", "conv", "gemm")
+# Batch, heads, tokens, tokens of the key, channels of a head: SDXL's, SD1.5's, DiT-XL's.
+ATTENTIONS = [
+    (2, 10, 4096, 4096, 64), (2, 20, 1024, 1024, 64), (2, 10, 4096, 77, 64), (2, 20, 1024, 77, 64),
+    (8, 8, 4096, 4096, 40), (8, 8, 1024, 1024, 80), (8, 8, 256, 256, 160), (8, 8, 4096, 77, 40),
+    (8, 16, 256, 256, 72), (2, 16, 4096, 4096, 128),
+]  # fmt: skip
+KINDS = ("ceiling", "bandwidth", "attention", "conv", "gemm")
 # What a dry run does in their place.
 _DRY = {
     "gemms": [(32, 64)], "rows": (16,), "convs": [(1, 32, 6, 32)], "norms": [(1, 64, 4)],
     "tokens": [(16, 64)], "weights": [(32, 64), (32, 16, 3, 3)], "copy": 1 << 12, "square": 64,
+    "attentions": [(1, 2, 20, 9, 16)],
 }  # fmt: skip
 _FULL = {
     "gemms": GEMMS, "rows": ROWS, "convs": CONVS, "norms": NORMS, "tokens": TOKENS, "weights": WEIGHTS,
-    "copy": 256 << 20, "square": 8192,
+    "copy": 256 << 20, "square": 8192, "attentions": ATTENTIONS,
 }  # fmt: skip
 
 
@@ -174,6 +183,39 @@ class Bench:
             {"tfq": lambda i: ops.dequantize_weight(**weight)},
             moved=2 * values + values * bits // 8,
         )
+
+    def attention(self):
+        for shape in self.shapes["attentions"]:
+            yield "x".join(map(str, shape)), lambda shape=shape: self._attention(*shape)
+
+    def _attention(self, batch, heads, tokens, kv_tokens, head_size):
+        width = heads * head_size
+        copies = self.card.copies_of(4 * batch * (tokens + kv_tokens) * width)
+        query = [self.random(batch, tokens, width) for _ in range(copies)]
+        key, value = (
+            [self.random(batch, kv_tokens, width) for _ in range(copies)] for _ in range(2)
+        )
+
+        def torch_attention(i):
+            operands = (
+                x[i % copies].unflatten(-1, (heads, -1)).transpose(1, 2)
+                for x in (query, key, value)
+            )
+            return torch.nn.functional.scaled_dot_product_attention(*operands)
+
+        def cudnn(i):
+            with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+                return torch_attention(i)
+
+        alternatives = {
+            "tfq": lambda i: ops.attention_s8(
+                query[i % copies], key[i % copies], value[i % copies], heads
+            ),
+            "torch bf16": torch_attention,
+            "cuDNN bf16": self.card.attempt(cudnn),
+        }
+        operations = 4 * batch * tokens * kv_tokens * width
+        return self.measure("attention", alternatives, operations)
 
     def conv(self):
         for shape in self.shapes["convs"]:

@@ -44,7 +44,7 @@ sanitize() {
   fi
   for tool in memcheck racecheck; do
     part "sanitize $tool" compute-sanitizer --tool "$tool" --error-exitcode 1 \
-      python -m pytest -q tests/gpu/test_kernels.py -k "65-72-80 or 131-168 or conv and 7"
+      python -m pytest -q tests/gpu/test_kernels.py -k "65-72-80 or 131-168 or conv and 7 or attention and 77"
   done
 }
 
@@ -61,7 +61,7 @@ ncu_reports() {
     return
   fi
   local kind
-  for kind in gemm conv; do
+  for kind in gemm conv attention; do
     part "ncu $kind" ncu --clock-control none --section SpeedOfLight --section WarpStateStats \
       --section MemoryWorkloadAnalysis --kernel-name "regex:${kind}.*_s8" --launch-skip 20 \
       --launch-count 2 python bench/gpu.py --only "$kind" --limit 30 --folder "$(mktemp -d)"

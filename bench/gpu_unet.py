@@ -5,10 +5,10 @@
 Published configurations with random weights: SDXL (batch 1, 2), SD1.5 (2, 8), the CIFAR-10 DDPM (64). The
 alternatives take turns in one process, each timed call after an untimed one of the same: tfq with static
 ranges per timestep, timesteps from the host, key and value of the text computed once, as in sampling; the
-same with launches that do not overlap; torch.compile(mode="max-autotune") with CUDA graphs in bfloat16,
-channels_last; and the same float model as a plain CUDA graph. Beside them: the decibels between their
-outputs, bytes of the models, and the kernels of one call of each by their share. A run that ends at --limit
-is continued by the next; what torch.compile found is in its own cache.
+same with launches that do not overlap, and with attention on integers; torch.compile(mode="max-autotune")
+with CUDA graphs in bfloat16, channels_last; and the same float model as a plain CUDA graph. Beside them: the
+decibels between their outputs, bytes of the models, and the kernels of one call of each by their share. A run
+that ends at --limit is continued by the next; what torch.compile found is in its own cache.
 """
 
 import argparse
@@ -57,12 +57,13 @@ def random_inputs(unet, batch, shrink=1):
     return kwargs
 
 
-def convert(unet):
+def convert(unet, attention="auto"):
     """A converted copy with ranges for TIMESTEPS, nearest rounding: what else is decided costs no time."""
     unet = copy.deepcopy(unet)
     small = random_inputs(unet, 1, CALIBRATION_SHRINK)
     calls = [small | {"timestep": timestep} for timestep in TIMESTEPS]
-    return tfq.convert(unet, tfq.TfqConfig(precision="uniform", drop_tib=True), calibration=calls)
+    config = tfq.TfqConfig(precision="uniform", drop_tib=True, attention=attention)
+    return tfq.convert(unet, config, calibration=calls)
 
 
 class Arms:
@@ -75,10 +76,12 @@ class Arms:
         self.kwargs = pytree.tree_map_only(torch.Tensor, lambda x: x.to(card.device), kwargs)
         self.tfq = convert(unet).to(card.device)
         in_turn = copy.deepcopy(self.tfq)
+        on_integers = convert(unet, "int8").to(card.device)
         self.float = unet.to(card.device).to(memory_format=torch.channels_last)
         self.calls = {
             "tfq": self._host(self._graph(self.tfq)),
             "tfq, launches in turn": self._in_turn(in_turn),
+            "tfq, int8 attention": self._host(self._graph(on_integers)),
             "torch.compile bf16": self._device(self._compile(self.float)),
         }
         if not card.dry_run:
@@ -239,7 +242,9 @@ def main(arguments=None):
     for name, row in results.rows.items():
         print_kernels(name, row)
     print()
-    arms = ("tfq", "tfq, launches in turn", "torch.compile bf16", "bf16 graph")
+    arms = (
+        "tfq", "tfq, launches in turn", "tfq, int8 attention", "torch.compile bf16", "bf16 graph",
+    )  # fmt: skip
     table = [
         [name, *(f"{row['ms'][arm]:.2f}" if arm in row["ms"] else "" for arm in arms),
          f"{row['compile_over_tfq']:.2f}x", str(row["target"]), f"{row['db_to_compile']['tfq']:.1f}",
@@ -250,6 +255,7 @@ def main(arguments=None):
         "model:batch",
         "tfq ms",
         "in turn ms",
+        "int8 attention ms",
         "compile ms",
         "graph ms",
         "compile / tfq",

@@ -11,6 +11,8 @@ set(TFQ_CUDA_SOURCES
   csrc/cuda/conv_config.cpp
   csrc/cuda/gemm_config.cpp)
 set(_tfq_cuda_kernels
+  csrc/cuda/attention_operands.cu
+  csrc/cuda/attention_s8_sm80.cu
   csrc/cuda/conv2d_s8_sm80.cu
   csrc/cuda/conv2d_s8_sm90.cu
   csrc/cuda/dequantize_weight.cu

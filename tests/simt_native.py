@@ -236,6 +236,22 @@ class Simt:
         check()
         return q, result
 
+    def attention_s8(self, query, key, value, heads, *, scale=None, out_dtype=None):
+        batch, tokens, width = query.shape
+        shape = (batch, tokens, key.shape[1], heads, width // heads)
+        out_dtype = out_dtype or query.dtype
+        out, check = guarded_empty(query.shape, out_dtype)
+        size = self.native.cuda_attention_workspace(shape)
+        workspace, check_workspace = guarded_empty((size,), torch.uint8)
+        self.native.cuda_attention_s8(
+            query.data_ptr(), key.data_ptr(), value.data_ptr(), DTYPE_CODES[query.dtype], shape,
+            scale or (width // heads) ** -0.5, out.data_ptr(), DTYPE_CODES[out_dtype],
+            workspace.data_ptr(), NOWHERE,
+        )  # fmt: skip
+        check()
+        check_workspace()
+        return out
+
     def dequantize_weight(self, packed, scale, shape, *, zero_point=None, dtype=torch.float32):
         """:func:`tfq.ops.dequantize_weight` of a 2-D shape."""
         out, check = guarded_empty(shape, dtype)

@@ -229,6 +229,7 @@ def test_unet_benchmark_runs_dry(tmp_path, capsys):
         == {
             "tfq",
             "tfq, launches in turn",
+            "tfq, int8 attention",
             "torch.compile bf16",
         }
     )

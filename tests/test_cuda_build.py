@@ -27,6 +27,8 @@ SOURCES = (
     "row_quantize",
     "dequantize_weight",
     "temporal_gather",
+    "attention_operands",
+    "attention_s8_sm80",
 )
 # SASS for each, 90a as such; PTX for what comes later.
 ARCHS = ("80", "86", "89", "90a", "120")
@@ -34,6 +36,8 @@ ARCHS = ("80", "86", "89", "90a", "120")
 # blocks on a multiprocessor, one of 256 threads at 200 too.
 TILE_REGISTERS = {"0": 255, "1": 200, "2": 255, "3": 215, "4": 128}
 BANDWIDTH_REGISTERS = 96
+# By the channels of a head. Blocks of 256 threads, two on a multiprocessor up to 80 channels, then one.
+ATTENTION_REGISTERS = {32: 128, 48: 128, 64: 128, 80: 128, 128: 255, 160: 255, 256: 255}
 # What __launch_bounds__ leaves: 65536 registers for three warpgroups, or for two.
 SM90_REGISTERS = {3: 168, 2: 255}
 # Instructions an output may cost in the epilogue, by the paths of tests/gpu/epilogue_probe.cu: store;
@@ -88,7 +92,13 @@ def test_registers(built, source, arch):
         assert spilled == 0, f"{kernel} spills {spilled} bytes"
         product = re.search(r"_s8_sm80ILi(\d)E", kernel)
         budget = TILE_REGISTERS[product.group(1)] if product else BANDWIDTH_REGISTERS
+        if source == "attention_s8_sm80":
+            budget = ATTENTION_REGISTERS[head_channels(kernel)]
         assert registers <= budget, f"{kernel} uses {registers} registers"
+
+
+def head_channels(kernel):
+    return int(re.search(r"attention_s8_sm80ILi(\d+)E", kernel).group(1))
 
 
 def instructions(nvdisasm, cubin):
@@ -215,6 +225,39 @@ def test_bandwidth_kernels_read_vectors(built, source, arch):
 
 
 @pytest.mark.parametrize("arch", ARCHS)
+def test_attention_keeps_to_tensor_cores_and_the_float_pipe(built, arch):
+    kernels = instructions(tool("nvdisasm"), built[0] / f"attention_s8_sm80.{arch}.cubin")
+    assert sorted(map(head_channels, kernels)) == sorted(ATTENTION_REGISTERS)
+    for name, counts in kernels.items():
+        channels = head_channels(name)
+        # For 32 tokens: their logits in either pass, of which the first may be unrolled twice; the value,
+        # and ones for the sum of the weights.
+        logits, first = 4 * -(-channels // 32), total(counts, "IMMA.16832.S8.S8")
+        second = total(counts, "IMMA.16832.U8.S8")
+        assert first in (2 * logits, 3 * logits) and second == channels // 8 + 1, (name, counts)
+        assert total(counts, "IMMA") == first + second, (name, counts)
+        assert total(counts, "LDSM.16.M88.4") == first // 2 + channels // 16, (name, counts)
+        copies = total(counts, "LDGSTS")
+        assert copies > 0 and copies == total(counts, "LDGSTS.E.BYPASS.128"), (name, counts)
+        assert total(counts, "LDL") == total(counts, "STL") == 0, f"{name} uses local memory"
+        # Integers become floats, exponentials and bytes without a conversion: those here are of the output,
+        # and of a division that finds its place.
+        assert total(counts, "F2I") <= 1 and total(counts, "MUFU.EX2") == 0, (name, counts)
+        assert total(counts, "I2F") <= channels // 2 + 4, (name, counts)
+        assert total(counts, "STG.E.64") > 0 and total(counts, "STG.E.128") > 0, (name, counts)
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_operands_of_attention_are_read_as_vectors(built, arch):
+    cubin = built[0] / f"attention_operands.{arch}.cubin"
+    for name, counts in instructions(tool("nvdisasm"), cubin).items():
+        assert total(counts, "LDL") == total(counts, "STL") == 0, f"{name} uses local memory"
+        assert total(counts, "LDG.E.128") > 0, (name, counts)
+        if "quantize_tokens" in name:
+            assert total(counts, "STG.E.64") == 2, (name, counts)  # the integers, and two facts
+
+
+@pytest.mark.parametrize("arch", ARCHS)
 def test_weights_are_written_as_vectors(built, arch):
     cubin = built[0] / f"dequantize_weight.{arch}.cubin"
     (counts,) = instructions(tool("nvdisasm"), cubin).values()
@@ -273,5 +316,5 @@ def test_ptx_for_later_cards(tmp_path, source):
     subprocess.run([*command, KERNELS / f"{source}.cu"], check=True)
     text = ptx.read_text()
     assert ".target sm_80" in text
-    if source in SOURCES[:2]:
+    if source in (*SOURCES[:2], "attention_s8_sm80"):
         assert "mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32" in text

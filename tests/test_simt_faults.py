@@ -5,9 +5,16 @@ A fault is one of csrc/cuda/simt.h's; the host build alone contains them.
 
 import pytest
 import simt_native
-from operands import conv_operands, gemm_operands, layer_norm_operands, packed_weight
+import torch
+from operands import (
+    attention_operands,
+    conv_operands,
+    gemm_operands,
+    layer_norm_operands,
+    packed_weight,
+)
 
-from tfq import reference
+from tfq import ops, reference
 
 # Enum Fault.
 (
@@ -40,8 +47,11 @@ from tfq import reference
     SHARED_SCRATCH,
     COPY_BEFORE_LAUNCHES,
     FINISH_BEFORE_LAUNCHES,
+    TOKENS_IN_ORDER,
+    PADDING_HAS_WEIGHT,
+    LARGEST_OF_OWN_TOKENS,
     COUNT,
-) = range(1, 31)
+) = range(1, 34)
 
 
 @pytest.fixture(scope="module")
@@ -174,6 +184,49 @@ def test_reduction_that_does_not_wait(simt):
 
 def test_reduction_overwritten_by_the_next_needs_a_warp_that_runs_ahead(simt):
     assert not reductions(simt, REDUCE_OVERWRITTEN)[simt_native.GREEDY, False]
+
+
+def attentions(simt, fault):
+    """Whether an attention over three blocks of tokens is right, for each schedule."""
+    operands = attention_operands(1, 1, 130, 150, 64)
+    expected = ops.attention_s8(**operands)
+    seen = {}
+    for order, lazy in simt_native.SCHEDULES:
+        simt.schedule(order, lazy, seed=1, fault=fault)
+        try:
+            seen[order, lazy] = torch.equal(simt.attention_s8(**operands), expected)
+        except (RuntimeError, AssertionError) as error:
+            seen[order, lazy] = str(error)
+    return seen
+
+
+class TestAttention:
+    def test_without_a_fault_all_is_right(self, simt):
+        assert set(attentions(simt, 0).values()) == {True}
+
+    def test_missing_barrier(self, simt):
+        assert False in attentions(simt, NO_BARRIER_AFTER_WAIT).values()
+
+    def test_waiting_for_too_few_copies_needs_lazy_copies(self, simt):
+        seen = attentions(simt, WAIT_ONE_GROUP_TOO_FEW)
+        assert all((result is True) != lazy for (_, lazy), result in seen.items()), seen
+
+    def test_early_refill_needs_a_warp_that_runs_ahead(self, simt):
+        assert attentions(simt, REFILL_BEFORE_BARRIER)[simt_native.GREEDY, False] is False
+
+    def test_store_beyond_the_rows(self, simt):
+        seen = attentions(simt, STORE_BEYOND_ROWS)
+        assert set(seen.values()) == {"a kernel wrote outside its output"}
+
+    @pytest.mark.parametrize(
+        "fault",
+        [TOKENS_IN_ORDER, PADDING_HAS_WEIGHT, LARGEST_OF_OWN_TOKENS, REDUCE_WITHOUT_BARRIER],
+    )
+    def test_wrong_for_every_schedule(self, simt, fault):
+        assert set(attentions(simt, fault).values()) == {False}
+
+    def test_reduction_overwritten_by_the_next_needs_a_warp_that_runs_ahead(self, simt):
+        assert attentions(simt, REDUCE_OVERWRITTEN)[simt_native.GREEDY, False] is False
 
 
 @pytest.fixture

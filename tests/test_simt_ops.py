@@ -8,6 +8,7 @@ import simt_native
 import torch
 from diffusers import DDIMScheduler
 from operands import (
+    attention_operands,
     conv_operands,
     gemm_operands,
     group_norm_operands,
@@ -20,6 +21,7 @@ from operands import (
 )
 from tolerance import (
     MIN_BACKEND_SNR,
+    assert_attention_close,
     assert_quantized_close,
     assert_same_bits,
     assert_signal_to_noise,
@@ -28,7 +30,20 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import tfq
 from tfq import ops, reference
-from tfq.ops import _checks, _cuda, activations, products, weights
+from tfq.attention import Attention, dot_products
+from tfq.ops import _checks, _cuda, activations, attention, products, weights
+
+
+class Counted:
+    """A module one of whose functions leaves its calls in a list."""
+
+    def __init__(self, module, name, calls):
+        self.module, self.name, self.calls = module, name, calls
+
+    def __getattr__(self, name):
+        if name == self.name:
+            self.calls.append(name)
+        return getattr(self.module, name)
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +58,7 @@ def on_cuda(simt, monkeypatch):
     monkeypatch.setattr(_cuda, "_launch", lambda device: (0, 0))
     monkeypatch.setattr(_cuda, "_workspaces", {})
     monkeypatch.setattr(_cuda, "WORKSPACE_VALUES", 1 << 20)
-    for module in (products, activations, weights):
+    for module in (products, activations, attention, weights):
         monkeypatch.setattr(module, "native", lambda operation, x, **_: _cuda.Kernels(x.device))
     for module in (_checks, products):
         monkeypatch.setattr(module, "has_cuda_kernels", lambda tensor: True)
@@ -129,6 +144,50 @@ def test_activations(on_cuda):
     assert_same_bits(ops.temporal_gather(**table), reference.temporal_gather(**table))
     half = torch.randn(6, 64).half()
     assert_same_bits(ops.quantize(half)[0], reference.quantize(half)[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_attention(on_cuda, dtype):
+    operands = attention_operands(2, 3, 70, 77, 40, dtype)
+    y = ops.attention_s8(**operands, scale=0.2)
+    assert on_cuda.counters()["last_kernel"] == "attention_s8_d48_sm80"
+    assert y.dtype is dtype and y.shape == operands["query"].shape
+    expected = reference.attention_s8(**operands, scale=0.2)
+    assert_attention_close(y, expected, operands["value"])
+    on_cuda.reset_counters()
+    ops.attention_s8(**(operands | {"query": operands["query"][:, :0]}))
+    assert on_cuda.counters()["launches"] == 0
+
+
+def test_types_of_attention(on_cuda):
+    with pytest.raises(
+        TypeError,
+        match="attention_s8: out_dtype must be torch.float32 or torch.bfloat16 or torch.float16, got",
+    ):
+        ops.attention_s8(**attention_operands(1, 1, 2, 2, 8), out_dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("name, wanted", [("int8", True), ("auto", False), ("float", False)])
+def test_attention_of_a_converted_unet_is_float_unless_asked_for(request, name, wanted):
+    unets = pytest.importorskip("unets")
+    unet = unets.build("cross", sample_size=8, cross_attention_dim=32)
+    tfq.convert(unet, tfq.TfqConfig(precision="uniform", attention=name))
+    kwargs = unets.inputs(unet, (1, 501))
+    expected = unets.run(unet, kwargs)
+    called = []
+    native = request.getfixturevalue("on_cuda")
+    request.getfixturevalue("monkeypatch").setattr(
+        _cuda, "_C", Counted(native, "cuda_attention_s8", called)
+    )
+    assert_signal_to_noise(unets.run(unet, kwargs), expected, MIN_BACKEND_SNR[torch.float32])
+    attentions = [m for m in unet.modules() if type(m) is Attention]
+    assert len(called) == (len(attentions) if wanted else 0) and attentions
+
+
+@pytest.mark.parametrize("head_size, exists", [(8, True), (12, False), (256, True), (264, False)])
+def test_heads_without_a_kernel_stay_float(head_size, exists):
+    config = tfq.TfqConfig(attention="int8")
+    assert dot_products(config, torch.float32, head_size)["integers_on_cuda"] is exists
 
 
 # Ranges that are dynamic, and static ones of rows; weights of 8 and 4 bits; a uint8 table of features.
@@ -239,3 +298,5 @@ def test_operands_must_share_a_device(monkeypatch):
             ValueError, match="gemm_s8: bias must be on the device of x, 'cuda:0', got 'cpu'"
         ):
             _checks.native("gemm_s8", x, weight=x, bias=bias)
+        with pytest.raises(ValueError, match="key must be on the device of query, 'cuda:0'"):
+            _checks.native("attention_s8", x, first="query", value=x, key=bias)

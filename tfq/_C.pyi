@@ -203,6 +203,19 @@ def cuda_dequantize_weight(
     launch: tuple,
     /,
 ) -> None: ...
+def cuda_attention_s8(
+    query: int,
+    key: int,
+    value: int,
+    dtype: int,
+    shape: tuple,
+    scale: float,
+    out: int,
+    out_dtype: int,
+    workspace: int,
+    launch: tuple,
+    /,
+) -> None: ...
 def cuda_temporal_gather(
     table: int, table_rows: int, width: int, rows: int, count: int, out: int, launch: tuple, /
 ) -> None: ...
@@ -220,6 +233,8 @@ def cuda_temporal_gather_dequantize(
     /,
 ) -> None: ...
 def cuda_image_workspace(batch: int, pixels: int, channels: int, /) -> int: ...
+def cuda_attention_workspace(shape: tuple, /) -> int: ...
+def cuda_has_attention(head_size: int, /) -> bool: ...
 def cuda_tiles() -> list[str]: ...
 
 # Entries are (10 * compute capability, multiprocessors, operation, m, n, k, tile, parts of k,

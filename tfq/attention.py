@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from tfq import backends
 from tfq.adapters import is_untouched
 from tfq.nn import Conv2d, Linear, image_tokens, token_image
-from tfq.ops import _checks
+from tfq.ops import _checks, _cuda
 from tfq.text_cache import key_value
 
 # What a fused attention computes; with any other processor it runs unfused.
@@ -34,11 +34,12 @@ class Attention(FloatAttention):
 
     ``compute_dtype`` is the dtype of queries, keys and values, None that of the hidden states;
     ``integer_backend`` the backend of the dot products on integers, None: they are float. A masked
-    attention always is, and one on CUDA, where the native backend has no kernel for it.
+    attention always is, and one on CUDA's kernels but for ``integers_on_cuda``.
     """
 
     compute_dtype = None
     integer_backend = None
+    integers_on_cuda = False
 
     def _layers(self):
         """to_q, to_k, to_v and the two of to_out."""
@@ -121,12 +122,14 @@ class Attention(FloatAttention):
             return AttnProcessor2_0()(self, hidden_states, encoder_hidden_states, attention_mask)
         return super().forward(hidden_states, encoder_hidden_states, attention_mask, **kwargs)
 
+    def _on_integers(self, query):
+        if self.integer_backend == "native" and _checks.has_cuda_kernels(query):
+            return self.integers_on_cuda
+        return self.integer_backend is not None
+
     def _attend(self, query, key, value, attention_mask):
         """``softmax(QK)V`` of ``(batch, tokens, heads * width)``, of the same shape as `query`."""
-        on_integers = self.integer_backend == "reference" or (
-            self.integer_backend and not _checks.has_cuda_kernels(query)
-        )
-        if on_integers and attention_mask is None:
+        if attention_mask is None and self._on_integers(query):
             return backends.get(self.integer_backend).attention_s8(query, key, value, self.heads)
         query, key, value = (
             x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in (query, key, value)
@@ -263,17 +266,18 @@ def is_standard_feed_forward(ff):
     return len(ff.net) == 3 and type(ff.net[0]) is GEGLU
 
 
-def dot_products(config, dtype):
-    """(compute_dtype, integer_backend) of an :class:`Attention` in a model of `dtype`.
+def dot_products(config, dtype, head_size):
+    """Attributes of an :class:`Attention` with heads of `head_size` channels in a model of `dtype`.
 
     "auto" is integers, but bfloat16 where the CPU multiplies tiles of it (AMX), and float where the
-    activations are.
+    activations are, and on CUDA: that integers are faster there was not measured.
     """
     if config.attention == "int8":
-        return None, config.backend
+        on_cuda = _cuda.has_attention(head_size)
+        return {"integer_backend": config.backend, "integers_on_cuda": on_cuda}
     if config.attention == "float" or config.backend == "reference":
-        return None, None
+        return {}
     has_amx = torch.cpu._is_amx_tile_supported()
     if has_amx and "AVX512" in torch.backends.cpu.get_cpu_capability():
-        return torch.bfloat16 if dtype is torch.float32 else None, None
-    return None, config.backend if config.activations == "int8" else None
+        return {"compute_dtype": torch.bfloat16} if dtype is torch.float32 else {}
+    return {"integer_backend": config.backend} if config.activations == "int8" else {}

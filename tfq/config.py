@@ -64,7 +64,9 @@ class TfqConfig:
         Quantize the two halves of a skip concatenation with a range of their own in shortcuts.
     attention : {"auto", "float", "int8"}
         Dot products of attention: "float" runs them in the model's own dtype, "int8" on integers,
-        softmax included, "auto" in bfloat16 where the CPU has AMX, else on integers.
+        softmax included, "auto" in bfloat16 where the CPU has AMX, in the model's own dtype on CUDA,
+        else on integers. With a mask it is always "float", and on CUDA unless heads have a multiple of
+        8 channels, at most 256.
     backend : {"native", "reference"}
         "reference" runs the same integers in plain torch.
     modules_to_not_convert : tuple of str

@@ -256,9 +256,10 @@ class Lowering:
             if sees_rows:
                 self._reserve_range(query)
         self.undo.set_class(attn, attention.Attention)
-        dtype, integers = attention.dot_products(self.config, self.unet.dtype)
-        self.undo.set_attribute(attn, "compute_dtype", dtype)
-        self.undo.set_attribute(attn, "integer_backend", integers)
+        head_size = attn.inner_dim // attn.heads
+        products = attention.dot_products(self.config, self.unet.dtype, head_size)
+        for attribute, value in products.items():
+            self.undo.set_attribute(attn, attribute, value)
 
     def _fuse_transformer(self, name, module):
         if type(module) is float_attention.BasicTransformerBlock:

@@ -103,28 +103,10 @@ void geglu_quantize(Address x, int32_t x_dtype, int64_t rows, int64_t channels,
 
 void attention_s8(Address query, Address key, Address value, int32_t dtype, const py::tuple& shape,
                   float scale, Address out, int32_t out_dtype) {
-  TFQ_CHECK(shape.size() == 5, "attention_s8: shape must have 5 entries, got ", shape.size());
-  int64_t v[5];
-  for (size_t i = 0; i < 5; ++i) v[i] = shape[i].cast<int64_t>();
-  check_sizes("attention_s8", {v[0], v[1], v[2], v[3], v[4]});
-  check_depth("attention_s8", v[2], "kv_tokens");
-  check_depth("attention_s8", v[4], "head_size");
-  TFQ_CHECK(v[2] > 0 && v[4] > 0, "attention_s8: kv_tokens and head_size must be positive, got ",
-            v[2], " and ", v[4]);
-  const AttentionArgs args{pointer<const void>(query),
-                           pointer<const void>(key),
-                           pointer<const void>(value),
-                           cpu_dtype(dtype),
-                           v[0],
-                           v[1],
-                           v[2],
-                           v[3],
-                           v[4],
-                           scale,
-                           pointer<void>(out),
-                           cpu_dtype(out_dtype)};
-  TFQ_CHECK(args.dtype != DType::kUInt8 && args.out_dtype != DType::kUInt8,
-            "attention_s8: dtypes must be float32 or bfloat16");
+  cpu_dtype(dtype);
+  cpu_dtype(out_dtype);
+  const AttentionArgs args =
+      attention_args(query, key, value, dtype, shape, scale, out, out_dtype);
   py::gil_scoped_release release;
   cpu::attention_s8(args);
 }

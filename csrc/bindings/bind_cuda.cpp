@@ -5,6 +5,7 @@
 #include "bindings/args.h"
 #include "bindings/bindings.h"
 #include "bindings/convert.h"
+#include "cuda/attention_args.h"
 #include "cuda/conv_config.h"
 #include "cuda/cuda.h"
 
@@ -86,6 +87,17 @@ void dequantize_weight(Address weight, Address zero_point, int64_t n, int64_t k,
                        Address out, int32_t out_dtype, const py::tuple& launch) {
   cuda::dequantize_weight(dequantize_weight_args(weight, zero_point, n, k, scale, out, out_dtype),
                           launch_of(launch));
+}
+
+void attention_s8(Address query, Address key, Address value, int32_t dtype, const py::tuple& shape,
+                  float scale, Address out, int32_t out_dtype, Address workspace,
+                  const py::tuple& launch) {
+  cuda::attention_s8(attention_args(query, key, value, dtype, shape, scale, out, out_dtype),
+                     pointer<void>(workspace), launch_of(launch));
+}
+
+int64_t attention_workspace(const py::tuple& shape) {
+  return cuda::AttentionSizes(attention_args(0, 0, 0, 0, shape, 1.0f, 0, 0)).bytes();
 }
 
 void temporal_gather(Address table, int64_t table_rows, int64_t width, Address rows, int64_t count,
@@ -178,9 +190,13 @@ void bind_cuda(py::module_& module) {
   module.def("cuda_layer_norm_quantize", layer_norm_quantize);
   module.def("cuda_geglu_quantize", geglu_quantize);
   module.def("cuda_dequantize_weight", dequantize_weight);
+  module.def("cuda_attention_s8", attention_s8);
   module.def("cuda_temporal_gather", temporal_gather);
   module.def("cuda_temporal_gather_dequantize", temporal_gather_dequantize);
   module.def("cuda_image_workspace", cuda::image_workspace);
+  module.def("cuda_attention_workspace", attention_workspace);
+  module.def("cuda_has_attention",
+             [](int64_t head_size) { return cuda::head_kernel(head_size) >= 0; });
   module.def("cuda_tiles", tiles);
   module.def("cuda_set_dispatch_table", set_dispatch_table);
   module.def("cuda_set_overlapping_launches", cuda::set_overlapping_launches);

@@ -151,6 +151,35 @@ inline DequantizeWeightArgs dequantize_weight_args(Address weight, Address zero_
           dtype};
 }
 
+// shape: (batch, tokens, kv_tokens, heads, head_size)
+inline AttentionArgs attention_args(Address query, Address key, Address value, int32_t dtype,
+                                    const pybind11::tuple& shape, float scale, Address out,
+                                    int32_t out_dtype) {
+  TFQ_CHECK(shape.size() == 5, "attention_s8: shape must have 5 entries, got ", shape.size());
+  int64_t v[5];
+  for (size_t i = 0; i < 5; ++i) v[i] = shape[i].cast<int64_t>();
+  check_sizes("attention_s8", {v[0], v[1], v[2], v[3], v[4]});
+  check_depth("attention_s8", v[2], "kv_tokens");
+  check_depth("attention_s8", v[4], "head_size");
+  TFQ_CHECK(v[2] > 0 && v[4] > 0, "attention_s8: kv_tokens and head_size must be positive, got ",
+            v[2], " and ", v[4]);
+  const AttentionArgs args{pointer<const void>(query),
+                           pointer<const void>(key),
+                           pointer<const void>(value),
+                           dtype_of(dtype),
+                           v[0],
+                           v[1],
+                           v[2],
+                           v[3],
+                           v[4],
+                           scale,
+                           pointer<void>(out),
+                           dtype_of(out_dtype)};
+  TFQ_CHECK(args.dtype != DType::kUInt8 && args.out_dtype != DType::kUInt8,
+            "attention_s8: dtypes must be those of floats, got codes ", dtype, " and ", out_dtype);
+  return args;
+}
+
 inline TemporalGatherArgs gather_args(Address table, int64_t table_rows, int64_t width,
                                       Address rows, int64_t count, Address out) {
   check_sizes("temporal_gather", {table_rows, width, count});

@@ -45,7 +45,9 @@ static TFQ_HOST_DEVICE inline float normal_scale(float s) {
 }
 
 // Scale of int8 in [-127, 127] for values up to `magnitude`.
-static inline float symmetric_scale(float magnitude) { return normal_scale(magnitude / 127.0f); }
+static TFQ_HOST_DEVICE inline float symmetric_scale(float magnitude) {
+  return normal_scale(magnitude / 127.0f);
+}
 
 // Parameters that cover [low, high] and 0: s = (high - low) / 255 (1 for an all-zero group),
 // z = clamp(rne(-low * (1/s)), 0, 255). Writes (s, 1/s, z).

@@ -48,6 +48,10 @@ void geglu_quantize(const GegluArgs& args, const Launch& launch);
 // Of a weight in the CPU's layout, as it is kept.
 void dequantize_weight(const DequantizeWeightArgs& args, const Launch& launch);
 
+// softmax(query * key^T * scale) * value, the bits of the CPU's; `workspace` has the bytes of
+// attention_args.h's AttentionSizes.
+void attention_s8(const AttentionArgs& args, void* workspace, const Launch& launch);
+
 // A row outside the table gives NaN.
 void temporal_gather(const TemporalGatherArgs& args, const Launch& launch);
 void temporal_gather_dequantize(const TemporalDequantizeArgs& args, const Launch& launch);

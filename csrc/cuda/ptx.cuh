@@ -97,6 +97,18 @@ TFQ_DEVICE float min_nan(float a, float b) {
   return value;
 }
 
+// max.f32 (9.7.3.12): the other operand if one is NaN.
+TFQ_DEVICE float max_number(float a, float b) {
+  float value;
+  asm("max.f32 %0, %1, %2;" : "=f"(value) : "f"(a), "f"(b));
+  return value;
+}
+
+// prmt (9.7.9.7): the lowest bytes of four words; that of a in the lowest byte.
+TFQ_DEVICE uint32_t pack_low_bytes(uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+  return __byte_perm(__byte_perm(a, b, 0x0040), __byte_perm(c, d, 0x0040), 0x5410);
+}
+
 // cvt.pack.sat.u8.s32.b32 (9.7.9.23): four integers clamped to [0, 255]; a in the lowest byte.
 TFQ_DEVICE uint32_t pack_u8(int32_t a, int32_t b, int32_t c, int32_t d) {
   uint32_t high, packed;
@@ -138,6 +150,7 @@ TFQ_DEVICE int32_t load_past_l1(const int32_t* address) { return __ldcg(address)
 TFQ_DEVICE float bits_to_float(uint32_t bits) { return __uint_as_float(bits); }
 TFQ_DEVICE uint32_t float_to_bits(float x) { return __float_as_uint(x); }
 TFQ_DEVICE float quiet_nan() { return bits_to_float(0x7fc00000u); }
+TFQ_DEVICE float minus_infinity() { return bits_to_float(0xff800000u); }
 
 }  // namespace tfq::ptx
 

@@ -18,12 +18,17 @@ struct MaxOp {
   static TFQ_DEVICE float combine(float a, float b) { return b > a ? b : a; }
 };
 
-template <typename Op, typename T>
-TFQ_DEVICE T reduce_warp(T value) {
+// Over Lanes neighbouring threads of a warp, a power of two.
+template <typename Op, int Lanes, typename T>
+TFQ_DEVICE T reduce_lanes(T value) {
 #pragma unroll
-  for (int mask = simt::kWarpSize / 2; mask > 0; mask /= 2)
+  for (int mask = Lanes / 2; mask > 0; mask /= 2)
     value = Op::combine(value, ptx::shuffle_xor(value, mask));
   return value;
+}
+template <typename Op, typename T>
+TFQ_DEVICE T reduce_warp(T value) {
+  return reduce_lanes<Op, simt::kWarpSize>(value);
 }
 
 // Over Warps neighbouring warps, which are the whole block if there are several. `scratch`: offset

@@ -118,6 +118,9 @@ enum Fault : int {
   kFaultSharedScratch,
   kFaultCopyBeforeLaunches,
   kFaultFinishBeforeLaunches,
+  kFaultTokensInOrder,
+  kFaultPaddingHasWeight,
+  kFaultLargestOfOwnTokens,
   kFaultCount
 };
 

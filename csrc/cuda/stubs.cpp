@@ -40,6 +40,8 @@ void dequantize_weight(const DequantizeWeightArgs&, const Launch&) {
   without_cuda("dequantize_weight");
 }
 
+void attention_s8(const AttentionArgs&, void*, const Launch&) { without_cuda("attention_s8"); }
+
 void temporal_gather(const TemporalGatherArgs&, const Launch&) { without_cuda("temporal_gather"); }
 
 void temporal_gather_dequantize(const TemporalDequantizeArgs&, const Launch&) {

@@ -48,9 +48,9 @@ TFQ_KERNEL multiplies(TFQ_GRID_CONSTANT const Probe p) {
 
 // Words as floats: all exponents, NaN, infinities.
 TFQ_KERNEL conversions(TFQ_GRID_CONSTANT const Probe p) {
-  for (int i = simt::thread_index(); i < kWords / 8; i += simt::block_size()) {
+  for (int i = simt::thread_index(); i < kWords / 10; i += simt::block_size()) {
     const float x = ptx::bits_to_float(p.in[2 * i]), y = ptx::bits_to_float(p.in[2 * i + 1]);
-    uint32_t* out = p.out + 8 * i;
+    uint32_t* out = p.out + 10 * i;
     out[0] = ptx::pack_bf16(x, y);
     out[1] = ptx::pack_fp16(x, y);
     out[2] = static_cast<uint32_t>(ptx::round_to_int(x));
@@ -64,6 +64,9 @@ TFQ_KERNEL conversions(TFQ_GRID_CONSTANT const Probe p) {
     out[6] = fused != fused ? 0x7fffffffu : ptx::float_to_bits(fused);
     const float four[4] = {x, y, 0.01f * y, 2.5f};
     out[7] = cuda::quantize4(four, 0.37f, static_cast<float>(i % 256));
+    const float most = ptx::max_number(x, y);
+    out[8] = most != most ? 0x7fffffffu : ptx::float_to_bits(most);
+    out[9] = ptx::pack_low_bytes(p.in[2 * i], p.in[2 * i + 1], p.in[i], ~p.in[2 * i]);
   }
 }
 

@@ -5,6 +5,7 @@ import threading
 import pytest
 import torch
 from operands import (
+    attention_operands,
     conv_operands,
     gemm_operands,
     group_norm_operands,
@@ -38,6 +39,27 @@ CONVS = [
     (2, 320, 64, 64, 320, 3, 1, 1, 1),
     (2, 1280, 8, 8, 1280, 3, 1, 1, 1),
 ]
+
+
+ATTENTIONS = [
+    (2, 3, 140, 77, 40),
+    (1, 2, 4096, 4096, 64),
+    (2, 8, 1024, 1000, 80),
+    (1, 1, 129, 65, 128),
+    (2, 8, 256, 256, 160),
+    (1, 1, 20, 66, 256),
+    (2, 2, 5, 64, 8),
+]
+
+
+def to_float(operands):
+    """float16, which the CPU's kernel does not read, as float32."""
+    return {
+        name: value.float()
+        if isinstance(value, torch.Tensor) and value.dtype is torch.float16
+        else value
+        for name, value in operands.items()
+    }
 
 
 def to_card(operands):
@@ -192,6 +214,24 @@ def test_activations():
     assert_quantized_close(ops.geglu_quantize(x.cuda(), qparams=qparams.cuda())[0].cpu(), expected)
     for actual, wanted in zip(ops.quantize(x.cuda()), reference.quantize(x), strict=True):
         assert_same_bits(actual.cpu(), wanted)
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("shape", ATTENTIONS, ids=str)
+def test_attention(shape, dtype):
+    operands = attention_operands(*shape, dtype)
+    expected = ops.attention_s8(**to_float(operands), out_dtype=torch.float32).to(dtype)
+    assert_same_bits(ops.attention_s8(**to_card(operands)).cpu(), expected)
+
+
+def test_graph_of_attention_reads_new_inputs():
+    operands = attention_operands(2, 3, 70, 77, 40)
+    on_card = to_card(operands)
+    graph, out = captured(lambda: ops.attention_s8(**on_card))
+    operands["key"] = torch.randn_like(operands["key"])
+    on_card["key"].copy_(operands["key"])
+    graph.replay()
+    assert_same_bits(out.cpu(), ops.attention_s8(**operands))
 
 
 def test_other_stream_and_thread():

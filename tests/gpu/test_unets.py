@@ -21,21 +21,29 @@ def on_card(kwargs):
     return pytree.tree_map_only(torch.Tensor, torch.Tensor.cuda, kwargs)
 
 
-def convert(name):
+def convert(name, attention="float"):
     """A converted model with rows for four timesteps, on the CPU."""
     unet = build(name)
     calls = [inputs(unet, timesteps=(t, t)) for t in (1, 251, 501, 751)]
-    return tfq.convert(
-        unet, tfq.TfqConfig(precision="uniform", attention="float"), calibration=calls
-    )
+    config = tfq.TfqConfig(precision="uniform", attention=attention)
+    return tfq.convert(unet, config, calibration=calls)
 
 
+@pytest.mark.parametrize("attention", ["float", "int8"])
 @pytest.mark.parametrize("name", NAMES)
-def test_as_on_the_cpu(name):
-    unet = convert(name)
+def test_as_on_the_cpu(name, attention):
+    unet = convert(name, attention)
     kwargs = inputs(unet, timesteps=(1, 7))
     expected = run(unet, kwargs)
     assert_signal_to_noise(run(unet.cuda(), on_card(kwargs)).cpu(), expected, MIN_SNR)
+
+
+def test_graph_with_attention_on_integers():
+    eager = convert("cross", "int8").cuda()
+    unet = tfq.graph(copy.deepcopy(eager))
+    for timestep in (1, 751):
+        kwargs = on_card(inputs(eager, timesteps=(1, 1), seed=timestep)) | {"timestep": timestep}
+        assert_same_bits(run(unet, kwargs).cpu(), run(eager, kwargs).cpu())
 
 
 @pytest.mark.parametrize("name", NAMES)

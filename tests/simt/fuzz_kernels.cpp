@@ -14,6 +14,7 @@
 #include "check.h"
 #include "common/quant.h"
 #include "cpu/gemm_s8/packed_layout.h"
+#include "cuda/attention_args.h"
 #include "cuda/cuda.h"
 #include "cuda/simt.h"
 #include "device_host.h"
@@ -328,6 +329,29 @@ void run_dequantize() {
     }
 }
 
+// The memory is what is looked at, and that an output is a mean of values; bits are compared elsewhere.
+void run_attention() {
+  const int64_t batch = pick(1, 2), heads = pick(1, 3), tokens = pick(1, 150);
+  const int64_t kv_tokens = pick(1, 150), head_size = 8 * pick(1, 32);
+  const int64_t width = heads * head_size;
+  Buffer<float> query(batch * tokens * width), key(batch * kv_tokens * width);
+  Buffer<float> value(batch * kv_tokens * width), out(batch * tokens * width);
+  fill_uniform(query, 3.0f);
+  fill_uniform(key, 2.0f);
+  fill_uniform(value, 1.0f);
+  AttentionArgs args{query.data, key.data,  value.data, DType::kFloat32, batch,    tokens,
+                     kv_tokens,  heads,     head_size,  0.2f,            out.data, DType::kFloat32};
+  Buffer<uint8_t> workspace(cuda::AttentionSizes(args).bytes());
+  std::memset(workspace.data, 0xA5, static_cast<size_t>(workspace.size));
+  cuda::attention_s8(args, workspace.data, {0, nullptr});
+  for (int64_t i = 0; i < out.size; ++i) CHECK(std::fabs(out.data[i]) <= 1.0001f);
+  Buffer<uint16_t> halves(out.size);
+  args.out = halves.data;
+  args.out_dtype = DType::kBFloat16;
+  cuda::attention_s8(args, workspace.data, {0, nullptr});
+  for (int64_t i = 0; i < out.size; ++i) CHECK(halves.data[i] == float_to_bf16(out.data[i]));
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -344,6 +368,7 @@ int main(int argc, char** argv) {
     run_activations();
     run_gather();
     run_dequantize();
+    run_attention();
     ++problems;
   } while (tfq::testing::failures == 0 && std::chrono::steady_clock::now() < end);
   std::printf("fuzz_kernels: %d problems, seed %s\n", problems, argv[2]);

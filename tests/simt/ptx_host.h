@@ -130,6 +130,10 @@ inline float min_nan(float a, float b) {
   if (a != a || b != b) return std::numeric_limits<float>::quiet_NaN();
   return a < b ? a : b;
 }
+inline float max_number(float a, float b) { return std::fmax(a, b); }
+inline uint32_t pack_low_bytes(uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+  return (a & 0xff) | (b & 0xff) << 8 | (c & 0xff) << 16 | d << 24;
+}
 inline uint32_t pack_u8(int32_t a, int32_t b, int32_t c, int32_t d) {
   const auto byte = [](int32_t x) { return static_cast<uint32_t>(std::clamp(x, 0, 255)); };
   return byte(a) | byte(b) << 8 | byte(c) << 16 | byte(d) << 24;
@@ -168,6 +172,7 @@ inline float bits_to_float(uint32_t bits) {
   return x;
 }
 inline float quiet_nan() { return std::numeric_limits<float>::quiet_NaN(); }
+inline float minus_infinity() { return -std::numeric_limits<float>::infinity(); }
 inline uint32_t float_to_bits(float x) {
   uint32_t bits;
   std::memcpy(&bits, &x, sizeof bits);

@@ -127,6 +127,8 @@ void conversions() {
   CHECK(ptx::round_to_int(2.5f) == 2 && ptx::round_to_int(-3.5f) == -4);
   CHECK(ptx::round_to_int(NAN) == 0 && ptx::round_to_int(3e9f) == 2147483647);
   CHECK(ptx::pack_u8(-5, 300, 7, 255) == 0xff07ff00u);
+  CHECK(ptx::pack_low_bytes(0x101u, 0xff02u, 0x3u, 0xabcdef04u) == 0x04030201u);
+  CHECK(ptx::max_number(NAN, -2.0f) == -2.0f && ptx::max_number(1.0f, 3.0f) == 3.0f);
   CHECK(ptx::pack_bf16(1.0f, -2.0f) == 0xc0003f80u && ptx::pack_bf16(NAN, 0.0f) == 0x7fffu);
   CHECK(ptx::pack_fp16(1.0f, -2.0f) == 0xc0003c00u && ptx::pack_fp16(65520.0f, 0.0f) == 0x7c00u);
   for (uint32_t half = 0; half < 0x10000u; ++half) {

@@ -86,14 +86,15 @@ def require_cpu(operation, tensor):
         )
 
 
-def native(operation, x, **others):
-    """The native functions for the device of `x`; ValueError if another operand is elsewhere."""
+def native(operation, x, *, first="x", **others):
+    """The native functions for the device of `x`, the operand `first`; ValueError if another is elsewhere."""
     if not HAS_CUDA:
         return _recording.kernels()  # require() let nothing but CPU tensors through
     for name, tensor in others.items():
         if tensor is not None and tensor.device != x.device:
             raise ValueError(
-                f"{operation}: {name} must be on the device of x, '{x.device}', got '{tensor.device}'"
+                f"{operation}: {name} must be on the device of {first}, '{x.device}', got "
+                f"'{tensor.device}'"
             )
     return _recording.kernels() if x.is_cpu else _cuda.Kernels(x.device)
 

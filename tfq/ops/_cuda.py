@@ -167,6 +167,11 @@ def forget_device_weight(packed):
     _weights.pop(packed, None)
 
 
+def has_attention(head_size):
+    """Whether there is a kernel of attention_s8 for heads of `head_size` channels."""
+    return _C.cuda_has_attention(head_size)
+
+
 def _launch(device):
     """(device index, current stream of torch) for the native functions."""
     return device.index, torch.cuda.current_stream(device).cuda_stream
@@ -212,6 +217,13 @@ class Kernels:
 
     def dequantize_weight(self, *arguments):
         _C.cuda_dequantize_weight(*arguments, self.where)
+
+    def attention_s8(self, query, key, value, dtype, shape, *rest):
+        size = _C.cuda_attention_workspace(shape)
+        workspace = torch.empty(size, dtype=torch.uint8, device=self.device)
+        _C.cuda_attention_s8(
+            query, key, value, dtype, shape, *rest, workspace.data_ptr(), self.where
+        )
 
     def temporal_gather(self, *arguments):
         _C.cuda_temporal_gather(*arguments, self.where)

@@ -6,12 +6,11 @@ import torch
 
 from tfq.ops._checks import (
     DTYPE_CODES,
-    FLOAT_DTYPES,
+    float_dtypes,
     is_traced,
     native,
     require,
     require_contiguous,
-    require_cpu,
 )
 
 
@@ -19,12 +18,13 @@ def attention_s8(query, key, value, heads, *, scale=None, out_dtype=None):
     """Multi-head attention ``softmax(query @ key.T * scale) @ value`` with INT8 products.
 
     Query and key are quantised per token and head, the value per channel of a head, the softmax's
-    weights to uint8; docs/numerics.md has the formula. Finite inputs are assumed.
+    weights to uint8; docs/numerics.md has the formula. Finite inputs are assumed. On CUDA d is a multiple
+    of 8 of at most 256.
 
     Parameters
     ----------
     query : Tensor
-        float32 or bfloat16 ``(batch, tokens, heads * d)``, contiguous.
+        float32, bfloat16 or, on CUDA, float16 ``(batch, tokens, heads * d)``, contiguous.
     key, value : Tensor
         The query's dtype, ``(batch, kv_tokens, heads * d)``, contiguous, at least one token.
     heads : int
@@ -32,7 +32,7 @@ def attention_s8(query, key, value, heads, *, scale=None, out_dtype=None):
     scale : float, optional
         Positive factor of the logits; default ``1 / sqrt(d)``.
     out_dtype : torch.dtype, optional
-        float32 or bfloat16; default the query's.
+        float32, bfloat16 or, on CUDA, float16; default the query's.
 
     Returns
     -------
@@ -44,9 +44,9 @@ def attention_s8(query, key, value, heads, *, scale=None, out_dtype=None):
             query, key, value, heads, scale=scale, out_dtype=out_dtype
         )
     name = "attention_s8"
-    require(name, "query", query, FLOAT_DTYPES, 3)
+    dtypes = float_dtypes(query)
+    require(name, "query", query, dtypes, 3)
     require_contiguous(name, "query", query)
-    require_cpu(name, query)
     batch, tokens, width = query.shape
     for label, tensor in (("key", key), ("value", value)):
         require(name, label, tensor, (query.dtype,), 3)
@@ -68,12 +68,11 @@ def attention_s8(query, key, value, heads, *, scale=None, out_dtype=None):
     if not 0 < scale <= torch.finfo(torch.float32).max:
         raise ValueError(f"{name}: scale must be positive and finite in float32, got {scale}")
     out_dtype = query.dtype if out_dtype is None else out_dtype
-    if out_dtype not in FLOAT_DTYPES:
-        raise TypeError(
-            f"{name}: out_dtype must be torch.float32 or torch.bfloat16, got {out_dtype}"
-        )
-    out = torch.empty(query.shape, dtype=out_dtype)
-    native(name, query).attention_s8(
+    if out_dtype not in dtypes:
+        wanted = " or ".join(map(str, dtypes))
+        raise TypeError(f"{name}: out_dtype must be {wanted}, got {out_dtype}")
+    out = torch.empty(query.shape, dtype=out_dtype, device=query.device)
+    native(name, query, first="query", key=key, value=value).attention_s8(
         query.data_ptr(), key.data_ptr(), value.data_ptr(), DTYPE_CODES[query.dtype],
         (batch, tokens, key.shape[1], heads, head_size), scale, out.data_ptr(),
         DTYPE_CODES[out_dtype],

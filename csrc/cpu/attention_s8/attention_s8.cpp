@@ -4,11 +4,11 @@
 // stay in L2, and the matrix of all logits never exists.
 #include "cpu/attention_s8/attention_s8.h"
 
-#include <algorithm>
 #include <cstring>
 #include <limits>
 
 #include "common/parallel.h"
+#include "common/softmax.h"
 #include "cpu/attention_s8/operands.h"
 #include "cpu/element_type.h"
 #include "cpu/registry.h"
@@ -22,7 +22,6 @@ constexpr int kTaskSlot = 1;
 // better.
 constexpr int64_t kLogitShare = 4;
 constexpr int64_t kMaxTaskRows = 96;
-constexpr float kLog2E = 1.44269504f;
 // Tasks per thread that even out unequal progress of the cores.
 constexpr int64_t kTasksPerThread = 4;
 
@@ -85,8 +84,7 @@ void quantize_rows_of_query(const Problem& p, const TaskRows& t, const Workspace
   for (int64_t i = 0; i < t.count; ++i) {
     const QueryRow row = quantize_query(p.args, p.operand_kernels, t.batch, t.head, t.first + i,
                                         p.sizes, w.query + i * p.sizes.key_depth);
-    // Above 0, or -infinity times it would be NaN.
-    w.scale[i] = std::max(row.scale * p.args.scale * kLog2E, std::numeric_limits<float>::min());
+    w.scale[i] = softmax_factor(row.scale, p.args.scale);
     w.zero_point[i] = row.zero_point;
   }
   for (int64_t i = 0; i < t.count * kMaxLanes; ++i)

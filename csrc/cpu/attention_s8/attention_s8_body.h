@@ -3,19 +3,13 @@
 // on the ports of the products, so that they add to their time.
 #pragma once
 
+#include "common/softmax.h"
 #include "cpu/attention_s8/attention_s8.h"
 #include "cpu/element_type.h"
 #include "cpu/norm_act/activation.h"
 
 namespace tfq::cpu {
 namespace {
-
-// 255 * 2^r for |r| <= 1/2: minimax (Remez exchange), relative error 1.9e-9 before the coefficients
-// are rounded to float32.
-constexpr float kExp2Coefficients[] = {255.0f,     176.75253f,  61.25775f,  14.153338f,
-                                       2.4527147f, 0.34169826f, 0.03913182f};
-// Below this 255 * 2^t rounds to 0 by far, and 2^t is still a normal number.
-constexpr float kExp2Min = -126.0f;
 
 // result <- 255 * 2^max(t, -126) for t <= 0. To the base 2 the reduction of the argument is exact.
 template <typename V, int N>

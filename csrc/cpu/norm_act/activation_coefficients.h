@@ -3,6 +3,8 @@
 // a test holds the functions built from them (activation.h) to the exact ones.
 #pragma once
 
+#include "common/math.h"
+
 namespace tfq::cpu {
 namespace {
 
@@ -29,14 +31,12 @@ constexpr float kGaussTailCoefficients[] = {1.4133179e-01f,  -4.561435e-02f,  1.
 constexpr float kGaussTailCentre = 2.5f;
 constexpr float kGaussTailEnd = 5.0f;
 
-// exp(t) = 2^n * exp(t - n * ln 2). Adding and subtracting 1.5 * 2^23 rounds to an integer, which
-// then stands in the low bits of the sum. ln 2 is split in two (Cody and Waite). Below kExpMin the
+// exp(t) = 2^n * exp(t - n * ln 2). ln 2 is split in two (Cody and Waite). Below kExpMin the
 // result would leave the normal numbers.
 constexpr float kExpMin = -87.0f;
 constexpr float kLog2E = 1.44269504f;
 constexpr float kLn2High = 0.693147182f;
 constexpr float kLn2Low = -1.90465421e-9f;
-constexpr float kRoundToInteger = 12582912.0f;
 
 // Below this |gelu(x)| is under 1e-36. The clamp keeps -infinity finite.
 constexpr float kGeluMin = -13.0f;

@@ -1,0 +1,25 @@
+// The numbers of attention's softmax (docs/numerics.md), which the CPU's kernels and CUDA's share.
+// Internal linkage: see api.h.
+#pragma once
+
+#include "common/host_device.h"
+
+namespace tfq {
+
+// 255 * 2^r for |r| <= 1/2: minimax (Remez exchange), relative error 1.9e-9 before the coefficients
+// are rounded to float32; lowest power first.
+constexpr float kExp2Coefficients[] = {255.0f,     176.75253f,  61.25775f,  14.153338f,
+                                       2.4527147f, 0.34169826f, 0.03913182f};
+// Below this 255 * 2^t rounds to 0 by far, and 2^t is still a normal number.
+constexpr float kExp2Min = -126.0f;
+
+// What a difference of logits in units of the query is multiplied by, to the base 2. Above 0, or
+// -infinity times it would be NaN.
+static TFQ_HOST_DEVICE inline float softmax_factor(float query_scale, float scale) {
+  constexpr float kLog2E = 1.44269504f;
+  constexpr float kSmallestNormal = 1.17549435e-38f;
+  const float factor = query_scale * scale * kLog2E;
+  return factor < kSmallestNormal ? kSmallestNormal : factor;
+}
+
+}  // namespace tfq
