@@ -48,6 +48,7 @@ class Arm:
 MAIN = (
     Arm("W8A8 dynamic", dict(activation_ranges="dynamic"), calibrated=False),
     Arm("W8A8 (default)", dict(), note="static ranges per timestep"),
+    Arm("W8A8 + reconstruction", dict(reconstruction="block")),
     Arm("W8A8 uniform", dict(precision="uniform"), note="no sensitivity-guided precision"),
     Arm("W8A8 static", dict(activation_ranges="static"), note="one range for all timesteps"),
     Arm("W8A8, INT8 attention", dict(attention="int8")),
