@@ -2,7 +2,7 @@
 
     python bench/unet.py                              # DDPM CIFAR-10, batch 4
     python bench/unet.py --model sd15 --batch 1
-    python bench/unet.py --model sdxl --batch 1 --arms openvino-int8,tfq-bf16-graph    # 512 px, 20 GB
+    python bench/unet.py --model sdxl --batch 1 --arms openvino-int8,tfq-bf16-graph    # 512 px, 35 GB
     python bench/unet.py --model dit-xl2 --batch 2    # a class and none, as guidance calls it
     python bench/unet.py --isa avx2                   # every engine held to AVX2
     python bench/unet.py --arms tfq-bf16-graph,tfq-w4,fp32,bf16,openvino-int8
