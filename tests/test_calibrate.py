@@ -1,5 +1,7 @@
 """Self-calibration: how many calls it makes, what it records, which ranges come out."""
 
+import itertools
+
 import diffusers
 import pytest
 import torch
@@ -14,7 +16,7 @@ from unets import build, clone, image, inputs, run
 
 import tfq
 from tfq import TfqConfig
-from tfq.calibrate import run_trajectory
+from tfq.calibrate import run_trajectory, spread_images
 from tfq.quantizer import QPARAMS_WIDTH, InputQuantizer
 from tfq.ranges import RangeRecorder
 from tfq.reference import qparams_from_range
@@ -369,3 +371,20 @@ def test_progress_of_calibration():
         progress=lambda *call: calls.append(call),
     )
     assert calls == [(1, 2, "calibration"), (2, 2, "calibration")]
+
+
+@pytest.mark.parametrize("steps, count", [(20, 12), (50, 12), (12, 12), (5, 12), (3, 1)])
+def test_images_are_spread_from_the_first_call_to_the_last(steps, count):
+    calls = [
+        {"sample": torch.arange(4.0).view(4, 1, 1, 1), "timestep": torch.full((4,), t)}
+        for t in range(steps)
+    ]
+    picked = spread_images(calls, count)
+    timesteps = [call["timestep"][0].item() for call in picked]
+    assert len(picked) == min(steps, count) and timesteps == sorted(set(timesteps))
+    assert timesteps[0] == 0 and (count == 1 or timesteps[-1] == steps - 1)
+    gaps = [later - earlier for earlier, later in itertools.pairwise(timesteps)]
+    assert max(gaps, default=0) - min(gaps, default=0) <= 1
+    images = [call["sample"].flatten().tolist() for call in picked]
+    assert all(len(image) == max(1, count // steps) for image in images)
+    assert len({tuple(image) for image in images}) == min(4, len(picked)), "rotated"
