@@ -35,7 +35,7 @@ GRID_ARMS = (
     "W8A8 (default)", "W4A8 round-to-nearest", "W4A8 + reconstruction", "W4 weight-only + reconstruction",
     "Prev", "Freeze", "TIAR+FSC", "CM", "DAS",
 )  # fmt: skip
-README_ARMS = (*GRID_ARMS[:1], "W8A8 + reconstruction", *GRID_ARMS[1:4])
+README_ARMS = (*FRECHET_ARMS, "W4 weight-only + reconstruction")
 # Setting of the output tap -> the arm whose quantized block is compared with the cache.
 TAU_PANELS = {"without output tap": "TIAR+FSC", "with output tap": "TIAR+FSC, output tap"}
 _DEFAULT_CACHE = models.ROOT / "bench" / ".cache"

@@ -70,17 +70,16 @@ def test_layers(bits, dtype):
             (images(2, 16, 5, 5), 1e3 * images(2, 8, 5, 5)), {"sources": (16, 8)},
         ),
     ]  # fmt: skip
+    least = MIN_SNR if dtype is torch.float32 else 45
     for kind, layer, x, options in layers:
         quantized = kind.from_float(layer, backend="native_int16", bits=bits, **options)
         x = [v.to(dtype) for v in x]
         y = quantized(*x)
         assert y.dtype is dtype
         expected = integers(quantized)(*(v.float() for v in x))
-        assert signal_to_noise(y.float(), expected) > (MIN_SNR if dtype is torch.float32 else 45)
+        assert signal_to_noise(y.float(), expected) > least
         same = kind.from_float(layer, backend="reference_int16", bits=bits, **options)
-        assert signal_to_noise(same(*x).float(), y.float()) > (
-            MIN_SNR if dtype is torch.float32 else 45
-        )
+        assert signal_to_noise(same(*x).float(), y.float()) > least
 
 
 def two_byte_unet(name, backend="native", **options):

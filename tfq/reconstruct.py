@@ -16,14 +16,13 @@ from tfq.adapters import base_modules
 from tfq.checkpoint import Checkpoint
 from tfq.models import images_of
 from tfq.rounding import InputMoments, round_weight
-from tfq.simulation import SimulatedLayer, replaced_forward
+from tfq.simulation import ACTIVATIONS, SimulatedLayer, replaced_forward
 from tfq.weights import BITS
 
 # Inputs that a layer's moments are taken of: so many, or as many as an input is long. With 4096 the
 # error of the embedded model's output on other noise is 11 % larger.
 _LEAST_TOKENS = 16384
 _TOKEN_CHUNK = 4096
-ACTIVATIONS = ("int8", "int16", "float")
 
 
 class Reconstruction(typing.NamedTuple):

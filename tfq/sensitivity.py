@@ -15,19 +15,17 @@ import contextlib
 import dataclasses
 
 import torch
-from torch import nn
 
 from tfq.adapters import base_modules
 from tfq.calibrate import spread_images
 from tfq.models import images_of, output_of
-from tfq.simulation import SimulatedLayer, apply_layer
+from tfq.simulation import ACTIVATIONS, SimulatedLayer, apply_layer
 from tfq.weights import round_to_grid, weight_grid
 
 # Images (each at its own timestep) the estimate is averaged over.
 SAMPLES = 12
 # Times the error of the finest treatment; of two bytes the first decides.
 AS_GOOD = 1.1
-_FINENESS = ("int8", "int16", "float")
 _CHECKPOINTING_ATTRIBUTES = ("gradient_checkpointing", "_gradient_checkpointing_func")
 
 
@@ -76,11 +74,8 @@ class _Probe:
     def __init__(self, layer, plan, ladder):
         self.layer = layer
         self.ladder = ladder
-        self.simulated = {
-            kind: SimulatedLayer(layer, plan.name, kind, plan.sources)
-            for kind in dict.fromkeys(treatment.activations for treatment in ladder)
-        }
-        self._sources = plan.sources or (layer.weight.shape[1],)
+        self.simulated = SimulatedLayer(layer, plan.name, "int8", plan.sources)
+        self.kinds = {treatment.activations for treatment in ladder}
         # Grids are searched once; rounded weights exist only while they are used.
         self.grids = {
             bits: [weight_grid(part, bits) for part in self._parts()]
@@ -92,7 +87,7 @@ class _Probe:
         self._projected = None
 
     def _parts(self):
-        return self.layer.weight.detach().split(self._sources, dim=1)
+        return self.layer.weight.detach().split(self.simulated.sources, dim=1)
 
     def _rounded(self, bits):
         rounded = [
@@ -111,7 +106,7 @@ class _Probe:
 
     def _add_shifts(self, errors):
         self._calls += 1
-        channel_dim = 1 if isinstance(self.layer, nn.Conv2d) else -1
+        channel_dim = 1 if self.simulated.is_conv else -1
         for mean, error in zip(self.shifts, errors, strict=True):
             shift = error.movedim(channel_dim, -1).flatten(0, -2).mean(0).cpu()
             mean += (shift - mean) / self._calls
@@ -126,7 +121,7 @@ class _Probe:
             return
         with torch.no_grad():
             x = args[0].detach().float()
-            sources = {kind: layer.quantize_input(x) for kind, layer in self.simulated.items()}
+            sources = {kind: self.simulated.quantize_input(x, kind) for kind in self.kinds}
             exact = apply_layer(layer, x, layer.weight.float())
             weights = {bits: self._rounded(bits) for bits in self.grids}
             errors = []
@@ -274,7 +269,7 @@ def _share_activations(plans):
         if plan.converted and child in ("to_q", "to_k", "to_v"):
             groups.setdefault(parent, []).append(plan)
     for group in groups.values():
-        finest = max(group, key=lambda plan: _FINENESS.index(plan.activations))
+        finest = max(group, key=lambda plan: ACTIVATIONS.index(plan.activations))
         for plan in group:
             if plan.activations != finest.activations:
                 plan.activations = finest.activations

@@ -10,6 +10,8 @@ from tfq.geometry import normalize_padding, unsupported_conv
 from tfq.reference import qparams_from_range
 
 _MAX_UINT8 = 255
+# Of a quantized layer, from coarse to fine.
+ACTIVATIONS = ("int8", "int16", "float")
 
 
 def fake_quantize(x, dims):
@@ -85,12 +87,13 @@ class SimulatedLayer:
         self.weight = torch.cat([weight.dequantize() for weight in weights], dim=1)
         self.bias = bias
 
-    def quantize_input(self, x):
-        """The float32 values that the integers of an input stand for."""
-        if self.activations == "float":
+    def quantize_input(self, x, activations=None):
+        """The float32 values that the integers of an input stand for; of other activations if given."""
+        activations = activations or self.activations
+        if activations == "float":
             return x.float()
         first = self._one_byte(x)
-        return first if self.activations == "int8" else first + self._one_byte(x - first)
+        return first if activations == "int8" else first + self._one_byte(x - first)
 
     def _one_byte(self, x):
         if not self.is_conv:
