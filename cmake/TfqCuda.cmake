@@ -2,9 +2,10 @@
 # tfq_link_cuda(target).
 include(CheckLanguage)
 
-# Machine code for the first card that can run the kernels, and PTX for all later ones: it runs
-# everywhere and builds in a minute. A release names every architecture.
-set(TFQ_CUDA_ARCHS "80" CACHE STRING "CUDA architectures, as in CMAKE_CUDA_ARCHITECTURES")
+# Machine code and PTX for the first card that can run the kernels, which all later ones compile for
+# themselves, and machine code for Hopper, whose own kernels are in 90a alone. A release names every
+# architecture.
+set(TFQ_CUDA_ARCHS "80;90a-real" CACHE STRING "CUDA architectures, as in CMAKE_CUDA_ARCHITECTURES")
 
 # What only thinks about a device is in every build.
 set(TFQ_CUDA_SOURCES

@@ -318,3 +318,12 @@ def test_ptx_for_later_cards(tmp_path, source):
     assert ".target sm_80" in text
     if source in (*SOURCES[:2], "attention_s8_sm80"):
         assert "mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32" in text
+
+
+@pytest.mark.parametrize("path", ("cmake/TfqCuda.cmake", ".ci/cibuildwheel-cuda.toml"))
+def test_builds_for_hopper_and_for_later_cards(path):
+    named = re.search(r'TFQ_CUDA_ARCHS( =)? "([^"]+)"', (ROOT / path).read_text())[2].split(";")
+    assert any(arch in ("90a", "90a-real") for arch in named)
+    assert any(
+        arch.isdigit() or arch.endswith("-virtual") for arch in named
+    )  # PTX, which is portable
