@@ -1,6 +1,7 @@
 // SiLU and exact GELU in float32. DESIGN allows a step of difference to the reference after them.
 #pragma once
 
+#include "common/math.h"
 #include "cuda/ptx.cuh"
 
 namespace tfq::cuda {
@@ -9,7 +10,6 @@ namespace tfq::cuda {
 // NaN passes.
 TFQ_DEVICE float silu(float x) {
   constexpr float kLowest = -87.0f;
-  constexpr float kLog2E = 1.44269504f;
   const float clamped = x < kLowest ? kLowest : x;
   return clamped * ptx::reciprocal_approx(1.0f + ptx::exp2_approx(-clamped * kLog2E));
 }

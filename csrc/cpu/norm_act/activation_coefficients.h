@@ -34,7 +34,6 @@ constexpr float kGaussTailEnd = 5.0f;
 // exp(t) = 2^n * exp(t - n * ln 2). ln 2 is split in two (Cody and Waite). Below kExpMin the
 // result would leave the normal numbers.
 constexpr float kExpMin = -87.0f;
-constexpr float kLog2E = 1.44269504f;
 constexpr float kLn2High = 0.693147182f;
 constexpr float kLn2Low = -1.90465421e-9f;
 
