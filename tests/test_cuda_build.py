@@ -171,7 +171,10 @@ def test_hopper_registers(hopper, source):
     assert len(facts) == SM90_KERNELS[source]
     for registers, spilled, kernel in facts:
         assert spilled == 0, f"{kernel} spills {spilled} bytes"
-        assert registers <= SM90_REGISTERS[sm90_tile(kernel)[2] + 1], (kernel, registers)
+        # Exactly: what warpgroups claim of a pool that was given less would never be free.
+        warpgroups = sm90_tile(kernel)[2] + 1
+        assert registers <= SM90_REGISTERS[warpgroups], (kernel, registers)
+        assert warpgroups < 3 or registers == SM90_REGISTERS[3], (kernel, registers)
 
 
 @pytest.mark.parametrize("source", SM90)
