@@ -171,7 +171,10 @@ def test_hopper_registers(hopper, source):
     assert len(facts) == SM90_KERNELS[source]
     for registers, spilled, kernel in facts:
         assert spilled == 0, f"{kernel} spills {spilled} bytes"
-        assert registers <= SM90_REGISTERS[sm90_tile(kernel)[2] + 1], (kernel, registers)
+        # Exactly: what warpgroups claim of a pool that was given less would never be free.
+        warpgroups = sm90_tile(kernel)[2] + 1
+        assert registers <= SM90_REGISTERS[warpgroups], (kernel, registers)
+        assert warpgroups < 3 or registers == SM90_REGISTERS[3], (kernel, registers)
 
 
 @pytest.mark.parametrize("source", SM90)
@@ -190,8 +193,8 @@ def test_hopper_multiplies_with_wgmma_and_copies_with_tma(hopper, source):
         assert total(counts, "WARPGROUP.DEPBAR") == batches + 1, (name, counts)
         assert all(total(counts, copy) > 0 for copy in copies), (name, counts)
         assert (total(counts, "UTMALDG.2D.MULTICAST") > 0) == (cluster > 1), (name, counts)
-        # At the begin and at the end; and no fence of the device but those of split-K.
-        assert total(counts, "UCGABAR_ARV") == (2 if cluster > 1 else 0), (name, counts)
+        # At the begin; and no fence of the device but those of split-K.
+        assert total(counts, "UCGABAR_ARV") == (cluster > 1), (name, counts)
         assert total(counts, "MEMBAR.ALL.GPU") == 0, (name, counts)
         # Both kinds of warpgroups wait for the launches before; one lets the next begin.
         assert total(counts, "ACQBULK") == 2 and total(counts, "PREEXIT") == 1, (name, counts)

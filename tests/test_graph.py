@@ -5,6 +5,7 @@ CUDA graph's does. While it captures, whatever would read a tensor on the host o
 raises: on a card that would wait, and break the capture.
 """
 
+import contextlib
 import copy
 
 import pytest
@@ -36,7 +37,7 @@ class FakeCapture:
     """As tfq.cuda_capture.CudaCapture; counts."""
 
     def __init__(self):
-        self.captures, self.replays = 0, []
+        self.captures, self.replays, self.inside = 0, [], False
 
     def __deepcopy__(self, memo):
         return FakeCapture()
@@ -44,7 +45,14 @@ class FakeCapture:
     def new_pool(self):
         return None
 
+    @contextlib.contextmanager
+    def in_order(self):
+        self.inside = True
+        yield
+        self.inside = False
+
     def warm_up(self, run):
+        assert self.inside
         run()
 
     def __call__(self, run, pool):
@@ -53,6 +61,7 @@ class FakeCapture:
             result = run()
 
         def replay():
+            assert self.inside, "a replay that calls on other streams do not wait for"
             self.replays.append(number)
             with NoHost():
                 again = run()

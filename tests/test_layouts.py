@@ -184,3 +184,37 @@ def test_errors_name_layout_and_shapes(on_card):
     ):
         with pytest.raises(ValueError, match=text):
             ops.gemm_s8(**operands | options)
+
+
+def test_what_other_streams_will_read_is_waited_for(on_card, monkeypatch):
+    """On a card the kernels that lay weights out are those of one stream."""
+    waited = []
+    monkeypatch.setattr(
+        _cuda, "finished", lambda tensor: waited.append(tensor.data_ptr()) or tensor
+    )
+    layer = Linear.from_float(nn.Linear(64, 32), "linear")
+    layer(torch.randn(3, 64))
+    assert waited == [layer.weight_packed.data_ptr()]
+    conv = Conv2d.from_float(nn.Conv2d(16, 24, 3), "conv")
+    conv(torch.randn(1, 16, 5, 5))
+    (sums,) = _cuda.derived(conv.weight_packed)
+    assert sums.shape == (9, 24)
+    assert waited[1:] == [conv.weight_packed.data_ptr(), sums.data_ptr()]
+    vector = torch.randn(8)
+    interleaved = _cuda.cached_interleaved(vector)
+    assert waited[3:] == [interleaved.data_ptr()] and _cuda.derived(vector)[0] is interleaved
+    weight, _, _ = packed_of((40, 130), False)
+    laid_out = _cuda.cached_device_weight(weight)
+    assert waited[4:] == [laid_out.data_ptr()] and _cuda.derived(weight)[0] is laid_out
+
+
+def test_a_graph_has_its_own_workspace(on_card):
+    """The stream it is captured on is given to others, and it replays on any."""
+    operands, workspaces = gemm_operands(8, 16, 32), {}
+    with _cuda.own_workspaces(workspaces):
+        products.gemm_s8(**operands)
+    (own,) = workspaces.values()
+    assert not _cuda._workspaces
+    products.gemm_s8(**operands)
+    assert _cuda._workspaces.keys() == workspaces.keys()
+    assert _cuda._workspaces[0, 0].data_ptr() != own.data_ptr()

@@ -6,6 +6,7 @@ every address stays the recording's own, and memory is used again as soon as it 
 """
 
 import bisect
+import contextlib
 import functools
 import weakref
 
@@ -154,6 +155,10 @@ class CpuCapture:
     def new_pool(self):
         """Memory for recordings that run one after the other."""
         return Pool()
+
+    def in_order(self):
+        """Around a call."""
+        return contextlib.nullcontext()
 
     def warm_up(self, run):
         """Run what will be recorded, which then finds everything made that is made on first use."""

@@ -11,7 +11,7 @@ from tfq import capture, text_cache
 from tfq.cpu_capture import CpuCapture
 from tfq.cuda_capture import CudaCapture
 from tfq.fallback import prefer_float
-from tfq.ops import _dispatch
+from tfq.ops import _cuda, _dispatch
 from tfq.ops._checks import HAS_CUDA, HOW_TO_GET_CUDA
 from tfq.temporal import TemporalEmbedding
 
@@ -59,7 +59,9 @@ class Captured:
         # The kernels read these addresses even if the model is given other weights. (Not before now: the
         # first call on a card changes the layout of its weights.)
         model = forward.__self__
-        self.weights = [x.detach() for x in (*model.parameters(), *model.buffers())]
+        tensors = (*model.parameters(), *model.buffers())
+        self.weights = [x.detach() for x in tensors]
+        self.weights += [y for x in tensors for y in _cuda.derived(x)]
         self.cache.keep(text)
         self.replay_text = None
         if self.cache.texts:
@@ -128,7 +130,7 @@ class GraphedForward:
             return forward(timestep=timestep, return_dict=return_dict, **arguments)
         leaves, spec = pytree.tree_flatten(arguments)
         key = (spec, values.dtype, rows is None, *map(_facts, leaves))
-        with self.running:
+        with self.running, self.make.in_order():
             if key not in self.captured:
                 device = arguments["sample"].device
                 index = None if rows is None else torch.tensor(rows, device=device)
@@ -177,9 +179,10 @@ def graph(unet):
     value of the text are a second graph, replayed only when the text is another tensor than before.
     On a GPU where it was measured that a layer's product is no faster on integers (``bench/sweep.py``), the
     layer is captured in float, and :func:`tfq.report` lists it with the times; nothing waits for the GPU.
-    Calls of several threads wait for each other; hooks inside of the UNet do not run in a replay. Values
-    written into the weights are seen; after any other change to the model (adapters, ``to()``) call this
-    again; ``del unet.forward`` ends it.
+    Calls of several threads, and of several streams, wait for each other; hooks inside of the UNet do not
+    run in a replay. On a CPU values written into the weights are seen. After any other change to the model
+    (adapters, ``to()``; on a GPU also ``load_state_dict``, for what the kernels read is made of the weights)
+    call this again; ``del unet.forward`` ends it.
 
     Parameters
     ----------

@@ -34,7 +34,7 @@ def change(weight, zero_point, shape, dims):
         if dims != SAVED:
             other = _cuda.device_weight(other, zero_point, 0 if dims == 2 else shape[0])
             _cuda.forget_device_weight(weight)
-        weight.data = other
+        weight.data = _cuda.finished(other)
 
 
 def for_product(backend, weight, zero_point, shape, geglu):

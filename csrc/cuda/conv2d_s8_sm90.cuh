@@ -85,8 +85,8 @@ class MissingTaps {
 
   template <int Count>
   TFQ_DEVICE void add(uint32_t mask, int channel, int32_t (&sums)[Count]) const {
-    for (int tap = 0; mask >> tap != 0; ++tap) {
-      if (!(mask >> tap & 1)) continue;
+    for (int tap = 0; mask != 0; ++tap, mask >>= 1) {  // no shift by the 32 of a full mask
+      if (!(mask & 1)) continue;
       uint32_t words[Count];
       load_words(args_.tap_sums + static_cast<int64_t>(tap) * args_.conv.product.n + channel, words);
 #pragma unroll

@@ -172,10 +172,11 @@ class WeightUnits {
   int column_ = 0;
 };
 
-// Fills the stages of all parts, as one thread. A Loader's begin(tile) comes before a part, and its
-// load(stage, unit, index, barrier) queues the copies of unit `index` of the depth.
+// Fills the stages of all parts, as one thread; returns which would come next. A Loader's begin(tile)
+// comes before a part, and its load(stage, unit, index, barrier) queues the copies of unit `index` of the
+// depth.
 template <typename Shape, typename Loader>
-TFQ_DEVICE void fill_stages(const GemmLaunch& args, int blocks, Loader& loader) {
+TFQ_DEVICE StagePosition<Shape> fill_stages(const GemmLaunch& args, int blocks, Loader& loader) {
   constexpr int kUnits = kBlockKSm90 / Shape::kUnitBytes;
   StagePosition<Shape> at;
   for_each_part<Shape>(args, blocks, [&](const TilePosition& tile, const KRange& range, int) {
@@ -193,6 +194,15 @@ TFQ_DEVICE void fill_stages(const GemmLaunch& args, int blocks, Loader& loader) 
       at.advance();
     }
   });
+  return at;
+}
+
+// Waits, as that thread, until all stages were released.
+template <typename Shape>
+TFQ_DEVICE void wait_for_releases(StagePosition<Shape> at) {
+#pragma unroll 1
+  for (int stage = 0; stage < Shape::kStages; ++stage, at.advance())
+    ptx::wait_barrier(Shape::empty(at.stage), at.parity ^ 1);
 }
 
 // By every warp: to each block that copies into the stage.
@@ -271,8 +281,12 @@ TFQ_DEVICE void run_product(const GemmLaunch& args, int blocks, Loader& loader,
     if constexpr (kMovesRegisters) ptx::release_registers<kOfFillers>();
     if (simt::thread_index() == 0) {
       if (!simt::fault(simt::kFaultCopyBeforeLaunches)) ptx::wait_for_launches();
-      fill_stages<Shape>(args, blocks, loader);
+      const StagePosition<Shape> next = fill_stages<Shape>(args, blocks, loader);
       ptx::let_next_begin();
+      // A block's barriers must be there until the others' warps have arrived at them. (A barrier of the
+      // cluster would need .release, a fence of the device, to be as sure of that.)
+      if (Shape::kCluster > 1 && !simt::fault(simt::kFaultEndBeforeReleases))
+        wait_for_releases<Shape>(next);
     }
   } else {
     if constexpr (kMovesRegisters) ptx::claim_registers<kOfMultipliers>();
@@ -294,8 +308,6 @@ TFQ_DEVICE void run_product(const GemmLaunch& args, int blocks, Loader& loader,
       finish_tile<Shape, Geglu>(args, acc, tile.row, tile.column, border);
     });
   }
-  // A block's barriers must be there as long as others arrive at them.
-  if (Shape::kCluster > 1 && !simt::fault(simt::kFaultNoLastClusterSync)) ptx::sync_cluster();
 }
 
 }  // namespace tfq::cuda

@@ -96,8 +96,8 @@ TFQ_DEVICE void wait_barrier(uint32_t barrier, uint32_t parity) {
       : "memory");
 }
 
-// The barrier of all threads of the cluster (9.7.13.4), which orders no loads and stores but the
-// initialisation of published barriers. Warps arrive whole.
+// The barrier of all threads of the cluster (9.7.13.4), which orders no loads and stores, and no arrivals at
+// other blocks' barriers, but the initialisation of published barriers. Warps arrive whole.
 TFQ_DEVICE void sync_cluster() {
   simt::sync_warp();
   asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");

@@ -112,7 +112,7 @@ enum Fault : int {
   kFaultMulticastToItself,
   kFaultNoRemoteRelease,
   kFaultNoFirstClusterSync,
-  kFaultNoLastClusterSync,
+  kFaultEndBeforeReleases,
   kFaultNoTurn,
   kFaultNoSkip,
   kFaultSharedScratch,

@@ -11,15 +11,20 @@
 namespace tfq::cuda {
 namespace {
 
-static_assert(sizeof(TensorMap) == sizeof(CUtensorMap));
+static_assert(sizeof(TensorMap) == sizeof(CUtensorMap) &&
+              alignof(TensorMap) >= alignof(CUtensorMap));
 
 template <typename Function>
 Function driver_function(const char* name) {
-  constexpr unsigned int kSince = 12000;  // CUDA 12.0
   void* symbol = nullptr;
   cudaDriverEntryPointQueryResult found{};
+#if CUDART_VERSION >= 12050
+  constexpr unsigned int kSince = 12000;  // CUDA 12.0
   const cudaError_t status =
       cudaGetDriverEntryPointByVersion(name, &symbol, kSince, cudaEnableDefault, &found);
+#else
+  const cudaError_t status = cudaGetDriverEntryPoint(name, &symbol, cudaEnableDefault, &found);
+#endif
   if (status != cudaSuccess || found != cudaDriverEntryPointSuccess)
     throw CudaError(message("CUDA: the driver has no ", name, " (", cudaGetErrorName(status),
                             "); needs CUDA 12.0 or later"));

@@ -5,8 +5,9 @@
 
 namespace tfq::cuda {
 
-// As cuda.h's CUtensorMap: opaque, a kernel argument.
-struct alignas(64) TensorMap {
+// As cuda.h's CUtensorMap: opaque, a kernel argument. The copy engine asks for 64 bytes, CUDA 13's type
+// for 128.
+struct alignas(128) TensorMap {
   uint64_t words[16];
 };
 

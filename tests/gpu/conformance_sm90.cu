@@ -1,7 +1,7 @@
 // The instructions of csrc/cuda/ptx_sm90.cuh on fixed inputs, one line of hexadecimal words each: where a
-// bulk copy puts bytes and zeros, in both blocks of a cluster too, and every register of a product. Built with nvcc it says what a Hopper
-// does, built for the host what the emulation does; a test compares the lines
-// (tests/gpu/test_conformance.py).
+// bulk copy puts bytes and zeros, of taps too and in both blocks of a cluster, and every register of a
+// product. Built with nvcc it says what a Hopper does, built for the host what the emulation does; a test
+// compares the lines (tests/gpu/test_conformance.py).
 #include <cstdio>
 
 #include "cuda/ptx_sm90.cuh"
@@ -100,6 +100,75 @@ TFQ_KERNEL multicasts(TFQ_GRID_CONSTANT const Probe p) {
   }
 }
 
+// A box of an image_map: the taps (tap_y, tap_x) of 64 outputs from `first` on.
+struct TapsProbe {
+  cuda::TensorMap map;
+  uint32_t* out;
+  ptx::FirstTap first;
+  int tap_y, tap_x, channel;
+};
+constexpr int kTapsBytes = 64, kTapsWords = kBoxA * kTapsBytes / 4;  // bytes of an output
+
+TFQ_KERNEL taps(TFQ_GRID_CONSTANT const TapsProbe p) {
+  if constexpr (ptx::kHasWgmma) {
+    if (simt::thread_index() == 0) {
+      ptx::init_barrier(kBarrier, 1);
+      ptx::publish_barriers();
+      ptx::arrive_expecting(kBarrier, 4 * kTapsWords);
+      ptx::load_taps(kA, p.map, kBarrier, p.first, p.tap_y, p.tap_x, p.channel);
+    }
+    simt::sync_block();
+    ptx::wait_barrier(kBarrier, 0);
+    for (int i = simt::thread_index(); i < kTapsWords; i += kThreads)
+      p.out[i] = *simt::shared_at<uint32_t>(kA + 4 * static_cast<uint32_t>(i));
+  }
+}
+
+struct Image {
+  int batch, height, width, channels;
+  cuda::TapOrigins origins;
+  int kernel;
+};
+
+// From the first output, from one in the middle, and from beyond the last image; with the channels that
+// are there, with those of which some are, and with none.
+void run_taps(const uint8_t* data, uint32_t* out) {
+  const Image images[] = {
+      {2, 5, 7, 80, {5, 7, 1, 1, 1, 1}, 3},      // padding on all sides
+      {3, 9, 8, 80, {4, 4, 2, 2, 0, 0}, 3},      // stride 2, padding at the right and the bottom alone
+      {2, 11, 10, 80, {6, 5, 2, 2, 1, 1}, 3},    // stride 2, padding at the left and the top
+      {70, 1, 1, 80, {1, 1, 1, 1, 1, 1}, 3},     // one first tap
+      {1, 30, 30, 16, {5, 5, 7, 8, 2, 1}, 4},    // different strides, and 4 x 4
+      {1, 6, 20, 32, {3, 14, 1, 1, 0, 0}, 7},    // corners inside of the image
+      {2, 3, 3, 16, {9, 9, 1, 1, 4, 4}, 3},      // taps that miss the image altogether
+  };
+  for (const Image& i : images) {
+    const cuda::TapOrigins& o = i.origins;
+    const int outputs = i.batch * o.out_h * o.out_w;
+    const cuda::TensorMap map = cuda::image_map(data, i.batch, i.height, i.width, i.channels, o, kBoxA,
+                                                kTapsBytes, Swizzle::k64);
+    for (const int output : {0, outputs / 2, outputs - 1, outputs + 1})
+      for (const int tap : {0, i.kernel / 2, i.kernel - 1})
+        for (const int channel : {0, i.channels / 64 * 64, (i.channels + 63) / 64 * 64}) {
+          const int pixel = output % (o.out_h * o.out_w);
+          const TapsProbe p{map,
+                            out,
+                            {output / (o.out_h * o.out_w), pixel / o.out_w * o.stride_h - o.pad_top,
+                             pixel % o.out_w * o.stride_w - o.pad_left},
+                            tap,
+                            i.kernel - 1 - tap,
+                            channel};
+          for (int w = 0; w < kTapsWords; ++w) out[w] = 0xdeadbeefu;
+          simt::launch(taps, {"taps", {1, 1, 1}, kThreads, kSharedBytes, nullptr}, p);
+          finish();
+          std::printf("taps %dx%dx%dx%d %d %d %d", i.batch, i.height, i.width, i.channels, output, tap,
+                      channel);
+          for (int w = 0; w < kTapsWords; ++w) std::printf(" %08x", out[w]);
+          std::printf("\n");
+        }
+  }
+}
+
 void run(const char* name, void (*kernel)(const Probe), const Probe& p, int words,
          uint32_t cluster = 1) {
   for (int i = 0; i < words; ++i) p.out[i] = 0xdeadbeefu;
@@ -139,6 +208,8 @@ int main() {
     a[i] = static_cast<uint8_t>((i + 1) * 0x9e3779b9u >> 23);
     b[i] = static_cast<uint8_t>((i + 1) * 0x85ebca6bu >> 22);
   }
+  a = on_card(a, kBytes);
+  b = on_card(b, kBytes);
   run_all<Swizzle::k128, 160>("copies_128_160", "products_128_160", a, b, out);
   run_all<Swizzle::k128, 128>("copies_128_128", "products_128_128", a, b, out);
   run_all<Swizzle::k64, 160>("copies_64_160", "products_64_160", a, b, out);
@@ -146,5 +217,6 @@ int main() {
   const Probe p{cuda::matrix_map(a, kRows, kRowBytes, kBoxA, 128, Swizzle::k128),
                 cuda::matrix_map(b, kRows, kRowBytes, kBoxA, 128, Swizzle::k128), out, 192, 128};
   run("multicasts", multicasts, p, kCluster * kCluster * kBoxWords, kCluster);
+  run_taps(a, out);
   return 0;
 }

@@ -1,5 +1,6 @@
 """tfq.ops on a card against the reference on the CPU, bit for bit; streams, threads, graphs."""
 
+import functools
 import threading
 
 import pytest
@@ -36,6 +37,9 @@ CONVS = [
     (1, 48, 8, 7, 40, 3, 2, (0, 1, 0, 1), 1),
     (3, 32, 4, 5, 40, 3, 1, 1, 2),
     (1, 16, 3, 3, 24, 5, 1, 2, 1),
+    (1, 16, 1, 1, 8, 3, 1, 1, 1),  # one first tap: a box of one pixel
+    (3, 32, 5, 9, 24, (4, 8), 1, (2, 4), 1),  # 32 taps
+    (1, 16, 130, 130, 40, 3, 8, 1, 1),  # the largest stride
     (2, 320, 64, 64, 320, 3, 1, 1, 1),
     (2, 1280, 8, 8, 1280, 3, 1, 1, 1),
 ]
@@ -191,6 +195,31 @@ def test_conv(shape):
     assert_same_bits(ops.conv2d_s8(**to_card(operands)).cpu(), reference.conv2d_s8(**operands))
 
 
+@pytest.mark.parametrize("tile", _C.cuda_tiles())
+def test_every_tile_of_convolutions(tile):
+    """Those of wgmma too, whose copy engine gathers taps."""
+    if "x128_" in tile and torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("the card has no wgmma")
+    for shape in CONVS:
+        operands, expected = conv_case(shape)
+        n, kernel = expected.shape[1], shape[5]
+        taps = kernel * kernel if isinstance(kernel, int) else kernel[0] * kernel[1]
+        product = {
+            "operation": "conv2d_s8", "m": expected.numel() // n, "n": n, "k": taps * shape[1],
+            "tile": tile, "splits": 1, "us": 1.0,
+        }  # fmt: skip
+        with _dispatch.installed([{**_dispatch.card_of("cuda"), "products": [product]}]):
+            actual = ops.conv2d_s8(**to_card(operands)).cpu()
+        assert_same_bits(actual, expected, f"{tile} {shape}")
+
+
+@functools.cache
+def conv_case(shape):
+    """Operands on the CPU, and what the reference makes of them."""
+    operands = conv_operands(shape)
+    return operands, reference.conv2d_s8(**operands)
+
+
 @pytest.mark.parametrize("seed", range(40))
 def test_random_shapes(seed):
     torch.manual_seed(seed)
@@ -234,24 +263,40 @@ def test_graph_of_attention_reads_new_inputs():
     assert_same_bits(out.cpu(), ops.attention_s8(**operands))
 
 
-def test_other_stream_and_thread():
-    operands = gemm_operands(128, 1280, 11520)  # split along k
-    expected = reference.gemm_s8(**operands)
-    on_card, results = to_card(operands), {}
+def on_two_streams(call):
+    """What 20 calls returned on each of two streams, by threads that begin at the same time."""
+    results = []
 
-    def work(name):
+    def work():
         with torch.cuda.stream(torch.cuda.Stream()):
-            for _ in range(20):
-                results[name] = ops.gemm_s8(**on_card)
+            mine = [call() for _ in range(20)]
             torch.cuda.current_stream().synchronize()
+            results.extend(mine)
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
+    threads = [threading.Thread(target=work) for _ in range(2)]
     torch.cuda.synchronize()
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    for result in results.values():
+    assert len(results) == 40
+    return results
+
+
+def test_other_stream_and_thread():
+    """The first call of one of them makes what the other reads too."""
+    operands = gemm_operands(128, 1280, 11520)  # split along k
+    expected, on_card = reference.gemm_s8(**operands), to_card(operands)
+    for result in on_two_streams(lambda: ops.gemm_s8(**on_card)):
+        assert_same_bits(result.cpu(), expected)
+
+
+def test_a_layer_on_two_streams():
+    layer = Linear.from_float(torch.nn.Linear(2560, 5120), "linear")
+    x = torch.randn(70, 2560)
+    expected = layer(x)
+    layer, x = layer.to("cuda"), x.cuda()
+    for result in on_two_streams(lambda: layer(x)):
         assert_same_bits(result.cpu(), expected)
 
 

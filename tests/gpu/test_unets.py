@@ -84,3 +84,20 @@ def test_a_replay_does_not_wait():
             run(unet, kwargs | {"timestep": timestep})
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_calls_on_several_streams():
+    """Their inputs have the same memory in the graph: a call begins when the one before has ended."""
+    eager = convert("cross").cuda()
+    unet = tfq.graph(copy.deepcopy(eager))
+    calls = [on_card(inputs(eager, timesteps=(1, 1), seed=i)) | {"timestep": 251} for i in range(4)]
+    expected = [run(eager, call) for call in calls]
+    run(unet, calls[0])
+    torch.cuda.synchronize()
+    outputs = []
+    for i in range(40):
+        with torch.cuda.stream(torch.cuda.Stream()):
+            outputs.append(run(unet, calls[i % 4]))
+    torch.cuda.synchronize()
+    for i, output in enumerate(outputs):
+        assert_same_bits(output.cpu(), expected[i % 4].cpu(), str(i))

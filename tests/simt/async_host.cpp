@@ -24,7 +24,8 @@ struct Barrier {
   uint32_t parity;
 };
 
-struct BulkCopy {
+// Of bytes to a block, or of an arrival alone: then there is no copy.
+struct Delivery {
   bool waited;  // the thread that asked for it, for the launches before
   int rank;
   uint32_t barrier, bytes;
@@ -45,7 +46,7 @@ struct Thread {
 };
 
 std::map<std::pair<int, uint32_t>, Barrier> barriers;  // by rank and offset
-std::vector<BulkCopy> copies;                          // oldest first
+std::vector<Delivery> deliveries;                      // oldest first
 std::vector<Thread> cluster_threads;
 std::vector<int> multiplying;  // by rank: the warpgroup of the last product
 
@@ -69,13 +70,24 @@ void complete(int rank, uint32_t offset, Barrier& barrier) {
   signal_event(rank, offset);
 }
 
-void deliver(const BulkCopy& bulk) {
-  Barrier& barrier = barrier_at(bulk.rank, bulk.barrier);
-  const std::string error = enter_view(bulk.waited);
+void count_arrival(int rank, uint32_t offset, uint32_t expected_bytes) {
+  Barrier& barrier = barrier_at(rank, offset);
+  barrier.bytes += expected_bytes;
+  if (--barrier.missing < 0) fail("more threads arrived at a barrier than it was initialised for");
+  complete(rank, offset, barrier);
+}
+
+void deliver(const Delivery& delivery) {
+  if (!delivery.copy) {
+    count_arrival(delivery.rank, delivery.barrier, 0);
+    return;
+  }
+  Barrier& barrier = barrier_at(delivery.rank, delivery.barrier);
+  const std::string error = enter_view(delivery.waited);
   if (!error.empty()) fail(error);
-  bulk.copy(bulk.rank);
-  barrier.bytes -= bulk.bytes;
-  complete(bulk.rank, bulk.barrier, barrier);
+  delivery.copy(delivery.rank);
+  barrier.bytes -= delivery.bytes;
+  complete(delivery.rank, delivery.barrier, barrier);
 }
 
 // A matrix in shared memory as wgmma reads it (PTX ISA 9.7.15.5.1).
@@ -150,11 +162,18 @@ void init_barrier(uint32_t offset, int arrivals) {
   barriers[{block_rank(), offset}] = {arrivals, arrivals, 0, 0};
 }
 
-void arrive(int rank, uint32_t offset, uint32_t expected_bytes) {
-  Barrier& barrier = barrier_at(rank, offset);
-  barrier.bytes += expected_bytes;
-  if (--barrier.missing < 0) fail("more threads arrived at a barrier than it was initialised for");
-  complete(rank, offset, barrier);
+void arrive(uint32_t offset, uint32_t expected_bytes) {
+  count_arrival(block_rank(), offset, expected_bytes);
+}
+
+void arrive_at(int rank, uint32_t offset) {
+  barrier_at(rank, offset);
+  const Delivery arrival{has_waited(), rank, offset, 0, nullptr};
+  if (options().lazy_copies) {
+    deliveries.push_back(arrival);
+  } else {
+    deliver(arrival);
+  }
 }
 
 void wait_barrier(uint32_t offset, uint32_t parity) {
@@ -175,7 +194,7 @@ void queue_bulk_copy(uint32_t barrier, uint32_t target, uint32_t bytes, uint32_t
       continue;
     }
     std::memset(to, kPoisonedByte, bytes);
-    copies.push_back({has_waited(), rank, barrier, bytes, copy});
+    deliveries.push_back({has_waited(), rank, barrier, bytes, copy});
   }
 }
 
@@ -219,21 +238,23 @@ void wait_products(int groups_left) {
 
 void begin_async(int blocks, int threads_of_block) {
   barriers.clear();
-  copies.clear();
+  deliveries.clear();
   multiplying.assign(static_cast<size_t>(blocks), -1);
   cluster_threads.assign(static_cast<size_t>(blocks * threads_of_block), Thread{});
 }
 
 bool advance_async() {
-  if (copies.empty()) return false;
-  const BulkCopy next = std::move(copies.front());
-  copies.erase(copies.begin());
+  if (deliveries.empty()) return false;
+  const Delivery next = std::move(deliveries.front());
+  deliveries.erase(deliveries.begin());
   deliver(next);
   return true;
 }
 
 std::string end_async() {
-  if (!copies.empty()) return "the block ended with bulk copies under way";
+  for (const Delivery& delivery : deliveries)
+    if (delivery.copy) return "the block ended with bulk copies under way";
+  if (!deliveries.empty()) return "the block ended with arrivals at another's barrier under way";
   for (const Thread& thread : cluster_threads)
     if (!thread.flights.empty()) return "the block ended with products under way";
   return "";

@@ -2,9 +2,9 @@
 // products of a warpgroup. All of it belongs to the cluster that runs; barriers and shared memory are of
 // one of its blocks, by rank.
 //
-// With eager copies an operation happens when it is asked for. With lazy ones a bulk copy happens
-// only when no thread can go on without it, a product only when it is waited for; until then what
-// it will write is poisoned, and what it will read may still change.
+// With eager copies an operation happens when it is asked for. With lazy ones a bulk copy, and an arrival
+// at another block's barrier, happens only when no thread can go on without it, a product only when it is
+// waited for; until then what it will write is poisoned, and what it will read may still change.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +14,9 @@
 namespace tfq::simt {
 
 void init_barrier(uint32_t barrier, int arrivals);
-void arrive(int rank, uint32_t barrier, uint32_t expected_bytes);
+void arrive(uint32_t barrier, uint32_t expected_bytes);
+// At the barrier of a block of the cluster. No barrier of the cluster waits for it to get there.
+void arrive_at(int rank, uint32_t barrier);
 void wait_barrier(uint32_t barrier, uint32_t parity);
 
 // copy(rank) writes shared memory [target, target + bytes) of that block, whose bytes then come to
@@ -34,7 +36,7 @@ void queue_product(const Product& product);
 void commit_products();
 void wait_products(int groups_left);
 
-// For simt_host.cpp: a cluster begins; nobody can go on (performs one copy, or returns false); a
+// For simt_host.cpp: a cluster begins; nobody can go on (performs one copy or arrival, or returns false); a
 // cluster has ended (what is wrong with that, or "").
 void begin_async(int blocks, int threads_of_block);
 bool advance_async();

@@ -10,11 +10,9 @@ constexpr bool kHasWgmma = true;
 
 inline void init_barrier(uint32_t barrier, int arrivals) { simt::init_barrier(barrier, arrivals); }
 inline void publish_barriers() {}
-inline void arrive(uint32_t barrier) { simt::arrive(simt::block_rank(), barrier, 0); }
-inline void arrive_at(int rank, uint32_t barrier) { simt::arrive(rank, barrier, 0); }
-inline void arrive_expecting(uint32_t barrier, uint32_t bytes) {
-  simt::arrive(simt::block_rank(), barrier, bytes);
-}
+inline void arrive(uint32_t barrier) { simt::arrive(barrier, 0); }
+inline void arrive_at(int rank, uint32_t barrier) { simt::arrive_at(rank, barrier); }
+inline void arrive_expecting(uint32_t barrier, uint32_t bytes) { simt::arrive(barrier, bytes); }
 inline void wait_barrier(uint32_t barrier, uint32_t parity) { simt::wait_barrier(barrier, parity); }
 
 inline void sync_cluster() { simt::sync_cluster(); }

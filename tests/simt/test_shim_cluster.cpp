@@ -74,7 +74,7 @@ TFQ_KERNEL shared_copies(Args args) {
       ptx::arrive_at(simt::lane_index(), kEmpty);
   }
   args.out[thread_of_grid()] = sum;
-  ptx::sync_cluster();
+  if (simt::thread_index() == 0) ptx::wait_barrier(kEmpty, 1);
 }
 
 void a_copy_goes_to_all_blocks() {
@@ -96,6 +96,11 @@ TFQ_KERNEL ends_while_others_arrive(Args) {
   if (rank() == 1) return;
   for (int i = 0; i < 100; ++i) simt::sync_block();
   ptx::arrive_at(1, kEmpty);
+}
+TFQ_KERNEL ends_after_a_barrier_that_orders_nothing(Args) {
+  start();
+  if (simt::lane_index() == 0) ptx::arrive_at(rank() ^ 1, kEmpty);
+  ptx::sync_cluster();
 }
 TFQ_KERNEL ends_before_a_copy(Args args) {
   start();
@@ -124,6 +129,7 @@ void reports_name_the_problem() {
   const Args args{cuda::matrix_map(matrix, kCluster * kRows, kRowBytes, kRows, kRowBytes,
                                    Swizzle::k128), nullptr};
   if (simt::options().lazy_copies) {
+    CHECK(reports(ends_after_a_barrier_that_orders_nothing, "arrivals at another's barrier under way"));
     const std::string error = error_of(ends_before_a_copy, args);
     CHECK(error.find("block 1 of the cluster has ended") != std::string::npos ||
           error.find("copies under way") != std::string::npos);

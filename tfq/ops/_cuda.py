@@ -1,8 +1,12 @@
 """What the CUDA kernels need beyond the CPU's: their own weight layout, a stream, a workspace.
 
-Weights and the workspace of split-K are made on first use and kept: after one ordinary call, calls
-neither wait nor allocate but from torch's caching allocator, and can be captured into a CUDA graph.
+Weights and the workspace of split-K are made on first use, which waits for the former, and kept: after one
+ordinary call, calls neither wait nor allocate but from torch's caching allocator, and can be captured into
+a CUDA graph.
 """
+
+import contextlib
+import contextvars
 
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -21,6 +25,7 @@ _interleaved = WeakTensorKeyDictionary()  # vector of a GEGLU projection -> (ver
 _tap_sums = WeakTensorKeyDictionary()  # packed weight -> ((versions, taps), tap sums)
 _C.cuda_set_dispatch_table(_dispatch.entries(_dispatch.load()))
 _workspaces = {}  # (device index, stream) -> int32 zeros, for split-K
+_own = contextvars.ContextVar("tfq workspaces of a graph", default=None)  # in the place of those
 
 
 def interleave_geglu(halves):
@@ -40,13 +45,29 @@ def _separate_geglu(rows):
     return rows.unflatten(0, (-1, 2, 2)).transpose(0, 1).flatten(0, 2)
 
 
+def finished(tensor):
+    """`tensor`, once it is computed.
+
+    Then other streams than the current one may read it, and be given the memory of what it was made of.
+    """
+    if tensor.is_cuda:
+        torch.cuda.current_stream(tensor.device).synchronize()
+    return tensor
+
+
+def derived(tensor):
+    """What is kept of a tensor of the model; a captured graph has the addresses."""
+    entries = (cache.get(tensor) for cache in (_weights, _interleaved, _tap_sums))
+    return [entry[1] for entry in entries if entry is not None]
+
+
 def cached_interleaved(vector):
     """Like :func:`interleave_geglu`, computed once for each version of the tensor; None of None."""
     if vector is None:
         return None
     entry = _interleaved.get(vector)
     if entry is None or entry[0] != vector._version:
-        entry = _interleaved[vector] = (vector._version, interleave_geglu(vector))
+        entry = _interleaved[vector] = (vector._version, finished(interleave_geglu(vector)))
     return entry[1]
 
 
@@ -147,7 +168,7 @@ def cached_tap_sums(packed, zero_point, n, taps, channels):
     entry = _tap_sums.get(packed)
     if entry is None or entry[0] != version:
         weight = packed if packed.dim() == 2 else cached_device_weight(packed, zero_point)
-        entry = (version, tap_sums(weight, n, taps, channels))
+        entry = (version, finished(tap_sums(weight, n, taps, channels)))
         _tap_sums[packed] = entry
     return entry[1]
 
@@ -157,7 +178,7 @@ def cached_device_weight(packed, zero_point=None, geglu_rows=0):
     version = (_versions(packed, zero_point), geglu_rows)
     entry = _weights.get(packed)
     if entry is None or entry[0] != version:
-        entry = (version, device_weight(packed, zero_point, geglu_rows))
+        entry = (version, finished(device_weight(packed, zero_point, geglu_rows)))
         _weights[packed] = entry
     return entry[1]
 
@@ -177,11 +198,23 @@ def _launch(device):
     return device.index, torch.cuda.current_stream(device).cuda_stream
 
 
+@contextlib.contextmanager
+def own_workspaces(workspaces):
+    """Of a graph, a dict: it replays on any stream, and torch gives the stream of its capture to others."""
+    token = _own.set(workspaces)
+    try:
+        yield
+    finally:
+        _own.reset(token)
+
+
 def _workspace(where, device):
     """Zeros that split-K leaves zero; one buffer a stream, for streams run side by side."""
-    if where not in _workspaces:
-        _workspaces[where] = torch.zeros(WORKSPACE_VALUES, dtype=torch.int32, device=device)
-    return _workspaces[where]
+    own = _own.get()
+    workspaces = _workspaces if own is None else own
+    if where not in workspaces:
+        workspaces[where] = torch.zeros(WORKSPACE_VALUES, dtype=torch.int32, device=device)
+    return workspaces[where]
 
 
 class Kernels:
