@@ -22,6 +22,13 @@ _EMBEDDINGS = (
 )
 
 
+_CHOICES = {
+    "weight_bits": (8, 4),
+    "activations": ("int8", "int16", "float"),
+    "ranges": ("dynamic", "timestep", "static"),
+}
+
+
 @dataclasses.dataclass
 class LayerPlan:
     """One Conv2d or Linear of the float model and what becomes of it.
@@ -81,10 +88,18 @@ class LayerPlan:
 
     @classmethod
     def from_dict(cls, values):
-        """Inverse of :meth:`to_dict`."""
+        """Inverse of :meth:`to_dict`; raises ValueError for a value that no layer has."""
         values = dict(values)
         values["sources"] = tuple(values.get("sources", ()))
-        return cls(**values)
+        plan = cls(**values)
+        impossible = [
+            f"{name} of {plan.name} is {getattr(plan, name)!r}"
+            for name, choices in _CHOICES.items()
+            if getattr(plan, name) not in choices
+        ]
+        if impossible:
+            raise ValueError(", ".join(impossible))
+        return plan
 
 
 def plan_layers(unet, config, macs, skip_sources):
