@@ -1,6 +1,7 @@
 """The ``tfq`` command: help, errors, and models that go through it and back."""
 
 import dataclasses
+import inspect
 import json
 import re
 import subprocess
@@ -13,6 +14,8 @@ from tolerance import assert_same_bits
 from unets import build, inputs, run
 
 import tfq
+from tfq import timing
+from tfq.commands import bench
 from tfq.config import _CHOICES, TfqConfig
 from tfq.progress import progress_bar
 from tfq_cli import main, make_parser
@@ -227,6 +230,30 @@ def test_bench(folders, capsys, threads):
     assert "tfq" in text and "float32" not in text, "no original, nothing to compare with"
 
 
+@pytest.mark.parametrize("kind", ["static", "dynamic"])
+def test_convert_says_which_ranges(folders, tmp_path, capsys, kind):
+    arguments = ["convert", folders / "unet", tmp_path / "out", *TINY, "--activation-ranges", kind]
+    assert f" {kind} ranges; converted in" in output(capsys, *arguments)
+
+
+def test_bench_times_steps_of_sampling(folders, monkeypatch):
+    """One arm alone is a graph, and its calls are replays: their timestep has a row."""
+    graphs = {}
+
+    def interleave(calls, **options):
+        for name, call in calls.items():
+            call()
+            unet = inspect.getclosurevars(inspect.unwrap(call)).nonlocals["unet"]
+            graphs[name] = len(unet.forward.captured) if "forward" in vars(unet) else None
+        return timing.interleave(calls, **options)
+
+    monkeypatch.setattr(bench, "interleave", interleave)
+    for folder, others in (("unet", ("float32", "bfloat16", "tfq")), ("converted", ("tfq",))):
+        graphs.clear()
+        assert main(["bench", str(folders / folder), "--seconds", "0.01"]) == 0
+        assert graphs == dict.fromkeys(others) | {"tfq, graph": 1}
+
+
 def test_info_as_json(capsys):
     assert json.loads(output(capsys, "info", "--json")) == tfq.info()
 
@@ -249,7 +276,9 @@ def test_info_as_json(capsys):
          "--dtype must be one of float32, bfloat16, got 'float16'"),
         (["convert", "{unet}", "{out}", "--steps", "0"], "num_inference_steps must be at least 1, got 0"),
         (["convert", "{text}", "{out}"], "'{text}' needs text to calibrate with: give --prompts FILE, or"),
-        (["convert", "{text}", "{out}", "--prompts", "x"], "--prompts needs the folder of a whole pipeline"),
+        (["convert", "{pipeline}", "{out}", "--prompts", "{none}"], "No such file or directory: '{none}'"),
+        (["convert", "{text}", "{out}", "--prompts", "{unet}/config.json"],
+         "--prompts needs the folder of a whole pipeline"),
         (["convert", "{unet}", "{out}", "--threads", "0"], "--threads must be at least 1, got 0"),
         (["report", "{unet}"], "'{unet}' is not converted: convert it with `tfq convert {unet} OUT`"),
         (["report", "{converted}", "--output", "r.txt"], "path must end in .json, .html, .png"),
@@ -257,14 +286,15 @@ def test_info_as_json(capsys):
         (["quality", "{converted}", "{unet}", "--images-to", "x.jpg"],
          "--images-to must end in .png, got 'x.jpg'"),
         (["quality", "{converted}", "{unet}", "--images", "0"], "images must be at least 1, got 0"),
-        (["quality", "{converted}", "{text}"], "cannot sample with the UNet alone: the model needs"),
+        (["quality", "{converted}", "{text}"], 
+         "cannot sample with the UNet alone, as the model needs encoder_hidden_states; compare images of"),
         (["bench", "{unet}", "--batch", "0"], "--batch must be at least 1, got 0"),
         (["bench", "{unet}", "--seconds", "0"], "--seconds must be more than 0, got 0.0"),
     ],
     ids=lambda value: value[:60].replace("{", "").replace("}", "") if isinstance(value, str) else "",
 )  # fmt: skip
 def test_errors_in_one_line(folders, tmp_path, capsys, arguments, message):
-    names = {name: folders / name for name in ("bare", "unet", "converted", "text")}
+    names = {name: folders / name for name in ("bare", "unet", "converted", "text", "pipeline")}
     names |= {"root": folders, "none": tmp_path / "none", "out": tmp_path / "out"}
     error = refused(capsys, *(argument.format(**names) for argument in arguments))
     assert error.startswith(f"tfq {arguments[0]}: ") and message.format(**names) in error

@@ -145,6 +145,7 @@ def test_flags_are_bools(name, value):
         ("seed", 0.5),
         ("seed", "0"),
         ("seed", True),
+        ("seed", 2**62),
     ],
 )
 def test_counts_and_seed_are_ints(name, value):

@@ -314,3 +314,18 @@ def test_options(name, config):
     expected = run(unet, kwargs)
     output = run(tfq.convert(unet, TfqConfig(**config)), kwargs)
     assert_signal_to_noise(output, expected, MIN_UNET_SNR[torch.float32], str(config))
+
+
+@pytest.mark.parametrize("name", ["attention", "cross"])
+def test_conversion_in_inference_mode(name):
+    """The sensitivity needs gradients, and the model works outside afterwards, hooks and all."""
+    unet = build(name)
+    kwargs = inputs(unet)
+    expected = run(tfq.convert(clone(unet), calibration=[kwargs]), kwargs)
+    with torch.inference_mode():
+        # A clone made here has nothing but inference tensors, and so have the calls.
+        own = {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in kwargs.items()}
+        converted = tfq.convert(unet, calibration=[own])
+        assert_same_bits(converted(**own).sample, expected)
+    assert not any(tensor.is_inference() for tensor in converted.state_dict().values())
+    assert_same_bits(converted(**kwargs).sample, expected)

@@ -100,6 +100,17 @@ def test_calls_of_several_threads():
         assert_same_bits(output, expected[number % len(calls)], f"call {number}")
 
 
+def test_compiled():
+    """The compiler leaves the replay alone, captured or not."""
+    torch._dynamo.reset()
+    eager, _ = convert("plain")
+    unet, kwargs = tfq.graph(copy.deepcopy(eager)), inputs(eager, timesteps=(1, 251))
+    compiled = torch.compile(unet, backend="eager")
+    for _ in range(2):
+        assert_same_bits(run(compiled, kwargs), run(eager, kwargs))
+    assert len(unet.forward.captured) == 1
+
+
 def test_written_weights_are_seen():
     eager, _ = convert("attention")
     unet = tfq.graph(copy.deepcopy(eager))

@@ -234,8 +234,14 @@ def test_casts(dtype):
         assert model.to(dtype) is model
         assert model.to(device="cpu", dtype=dtype) is model and model.to("cpu") is model
         assert_same_bits(run(model, kwargs), expected)
+        like = torch.zeros(1, dtype=dtype)
+        assert model.to(like) is model and model.to(tensor=like) is model
+        for cast in (torch.float16, torch.zeros(1, dtype=torch.float16)):
+            with pytest.raises(ValueError, match="Casting a quantized model"):
+                model.to(cast)
         with pytest.raises(ValueError, match="Casting a quantized model"):
-            model.to(torch.float16)
+            model.to(tensor=cast)
+        assert_same_bits(run(model, kwargs), expected)
 
 
 @pytest.mark.parametrize("name", ["attention", "cross"])
@@ -248,14 +254,14 @@ def test_memory_format(name):
 
 
 def test_casts_past_diffusers_are_refused():
-    """diffusers refuses `half` and `float` itself; the other two would cast what the kernels read."""
+    """diffusers refuses `half` and `float` itself; the others would cast what the kernels read."""
     _, unet, kwargs, _, expected = converted("cross")
     for model in (unet, clone(unet)):
-        for method in ("bfloat16", "double"):
+        for method, arguments in (("bfloat16", ()), ("double", ()), ("type", (torch.float16,))):
             with pytest.raises(
                 ValueError, match=f"{method}: the dtype of a converted model is fixed"
             ):
-                getattr(model, method)()
+                getattr(model, method)(*arguments)
         for method in ("half", "float"):
             with pytest.raises(ValueError, match="is not supported for quantized model"):
                 getattr(model, method)()

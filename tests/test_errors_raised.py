@@ -205,6 +205,9 @@ CASES = {
     "graph: a value goes to the host": lambda _: graph_with_a_host_value(),
     "convert: activation_ranges=…": lambda _: convert(config=static()),
     "convert: calibration must be an int": lambda _: convert(calibration=1.5),
+    "convert: calibration must be finite": lambda _: convert(
+        calibration=[{"sample": torch.full((1, 3, 16, 16), torch.nan), "timestep": 3}]
+    ),
     "convert: calibration must be at least 1": lambda _: convert(calibration=0),
     "convert: calibration=… trajectories need": lambda _: convert(calibration=2),
     "convert: config must be a TfqConfig": lambda _: convert(config={"weights": "int8"}),
@@ -215,7 +218,7 @@ CASES = {
     "convert: model must be one of": lambda _: tfq.convert(build_pipeline("DDPM").scheduler),
     "convert: num_inference_steps=… needs": lambda _: convert(num_inference_steps=3),
     "convert: parameter … has NaN": lambda _: changed("plain", damage),
-    "convert: parameter … is on": lambda _: changed("plain", lambda unet: unet.to("meta")),
+    "convert: parameters must be on the CPU": lambda _: changed("plain", lambda unet: unet.to("meta")),
     "convert: parameters must be float32": lambda _: changed("plain", lambda unet: unet.half()),
     "convert: prompts= needs a pipeline": lambda _: convert("cross", prompts=["a cat"]),
     "convert: reconstruction='block' needs": lambda _: convert(
@@ -321,6 +324,9 @@ CASES = {
     "save: folder … would be replaced": lambda folder: replace(folder, "thesis.txt"),
     "save: needs a model converted": lambda folder: tfq.save(build("plain"), folder),
     "compare: both models need": lambda _: compare({"sample_size": 8}, {}),
+    "compare: models must be two of": lambda _: tfq.compare(
+        build_pipeline("DDPM"), build("plain"), DDIMScheduler()
+    ),
     "compare: images must be": lambda _: compare({}, {}, images=0),
     "Report.save: path must end": lambda folder: tfq.report(convert()).save(folder / "x.txt"),
     "report: needs a model converted": lambda _: tfq.report(build("plain")),

@@ -33,6 +33,8 @@ def refused_at_run_time(unet, error, *words):
         (lambda x: x.bfloat16(), TypeError, ["torch.float32", "torch.bfloat16"]),
         (lambda x: x[0], ValueError, ["(batch, ", "height, width)"]),
         (lambda x: x[None], ValueError, ["(batch, ", "height, width)"]),
+        (lambda x: x[:0], ValueError, ["(batch, ", "at least 1", "got (0, "]),
+        (lambda x: x[..., :0], ValueError, ["(batch, ", "at least 1", "16, 0)"]),
         (lambda x: x[:, :2], ValueError, ["(batch, ", "(2, 2, 16, 16)"]),
         (lambda x: x.repeat(1, 2, 1, 1), ValueError, ["(batch, ", "16, 16)"]),
         (lambda x: x.to("meta"), NotImplementedError, ["'meta'", "'cpu' only"]),

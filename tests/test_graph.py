@@ -7,6 +7,7 @@ raises: on a card that would wait, and break the capture.
 
 import contextlib
 import copy
+import pickle
 
 import pytest
 import torch
@@ -185,6 +186,16 @@ def test_a_copy_captures_for_itself():
     assert fake.captures == 1
     del other.forward
     assert_same_bits(run(other, kwargs), expected)
+
+
+def test_a_pickled_model_captures_for_itself():
+    unet = tfq.graph(convert("attention"))
+    kwargs = inputs(unet, timesteps=(1, 251))
+    expected = run(unet, kwargs)
+    other = pickle.loads(pickle.dumps(unet))
+    assert other.forward.unet is other and other.forward.captured == {}
+    assert_same_bits(run(other, kwargs), expected)
+    assert len(other.forward.captured) == 1
 
 
 def test_a_model_that_is_not_converted_is_refused():

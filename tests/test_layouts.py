@@ -167,6 +167,7 @@ def test_weights_that_offloading_put_back_are_laid_out_again(on_card):
     expected = layer(x)
     layer.weight_packed.data = elsewhere.clone()
     assert_same_bits(layer(x), expected)
+    assert layer.weight_packed.dim() == 2, "laid out beside the saved one, which is kept, too"
 
 
 def test_errors_name_layout_and_shapes(on_card):

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import torch
+from diffusers import DDIMScheduler, DDPMPipeline
 from tolerance import MIN_LAYER_SNR, assert_same_bits, assert_signal_to_noise
 from unets import build, clone, inputs, run
 
@@ -260,6 +261,23 @@ def test_report_is_saved_in_known_formats_only(tmp_path, name):
 def test_report_needs_a_converted_model(model):
     with pytest.raises(TypeError, match=f"converted by tfq.convert, got a {type(model).__name__}"):
         tfq.report(model)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        tfq.report,
+        tfq.graph,
+        lambda pipe: tfq.save(pipe, "never"),
+        lambda pipe: tfq.compare(pipe, pipe, pipe.scheduler),
+    ],
+    ids=["report", "graph", "save", "compare"],
+)
+def test_of_a_pipeline_they_want_the_unet(function):
+    """`convert` takes the pipeline, so that these are given it, too."""
+    pipe = tfq.convert(DDPMPipeline(build("no_mid"), DDIMScheduler()))
+    with pytest.raises(TypeError, match="got a DDPMPipeline; pass its unet$"):
+        function(pipe)
 
 
 def test_info():

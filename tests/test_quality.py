@@ -308,17 +308,28 @@ def test_cost_is_relative_to_float(monkeypatch):
     assert "| uniform |" in tables.cost_table(rows)
 
 
-def test_every_picture(tmp_path):
+def pictures(folder, seed):
+    """One of each kind, of random values."""
+    torch.manual_seed(seed)
     images = {"float32": torch.rand(2, 1, 8, 8) * 2 - 1, "W8A8": torch.rand(2, 1, 8, 8) * 2 - 1}
     timesteps, errors = [5.0, 0.0], torch.rand(2, 3, dtype=torch.float64)
     maps = {"a": {"relative": errors.tolist(), "cosine": errors.tolist()}}
-    for path in (
-        quality_figures.sample_grid(tmp_path / "a.png", "t", images, {"W8A8": "1 dB"}),
-        quality_figures.psnr_over_steps(tmp_path / "b.png", "t", {"a": [50.0, None]}),
-        quality_figures.temporal_error_over_time(tmp_path / "c.png", "t", timesteps, maps),
-        quality_figures.tau_maps(tmp_path / "d.png", "t", timesteps, {"x": (errors, errors / 2)}),
-    ):
-        assert path.stat().st_size > 1000
+    rows = {"a": [50.0 + seed, None]}
+    return [
+        path.read_bytes()
+        for path in (
+            quality_figures.sample_grid(folder / "a.png", "t", images, {"W8A8": "1 dB"}),
+            quality_figures.psnr_over_steps(folder / "b.png", "t", rows),
+            quality_figures.temporal_error_over_time(folder / "c.png", "t", timesteps, maps),
+            quality_figures.tau_maps(folder / "d.png", "t", timesteps, {"x": (errors, errors / 2)}),
+        )
+    ]
+
+
+def test_every_picture_shows_its_values(tmp_path):
+    first, same, other = (pictures(tmp_path, seed) for seed in (0, 0, 1))
+    assert first == same and all(a != b for a, b in zip(first, other, strict=True))
+    assert all(data.startswith(b"\x89PNG") for data in first)
 
 
 def test_one_tiny_run_is_resumed(tmp_path, monkeypatch, capsys):

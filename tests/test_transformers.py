@@ -321,6 +321,8 @@ def test_refused():
         quantized(**{**kwargs, "hidden_states": kwargs["hidden_states"][:, :3]})
     with pytest.raises(ValueError, match="is converted already"):
         tfq.convert(quantized)
+    with pytest.raises(TypeError, match="needs a UNet or a ControlNet .*, got a DiTTransformer2DM"):
+        tfq.graph(quantized)
 
 
 def test_failure_takes_all_back(monkeypatch):

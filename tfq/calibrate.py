@@ -138,7 +138,37 @@ def run_calibration(
 
     ``begin(unit)`` is called before each trajectory, or before each call of an iterable; a function is
     one unit, which every process does.
+
+    Raises
+    ------
+    ValueError
+        If images, text or output of a call have NaN or infinite values: no range can be learned from it.
     """
+    hook = unet.register_forward_hook(_check_finite, with_kwargs=True)
+    try:
+        _run_calibration(unet, calibration, scheduler, num_inference_steps, config, progress, begin)
+    finally:
+        hook.remove()
+
+
+def _check_finite(unet, args, kwargs, output):
+    call = call_of(arguments_of(unet)[0], args, kwargs)
+    output = output_of(output if isinstance(output, tuple) else output.to_tuple())
+    # Integers may hide what is wrong with the inputs; masks may have infinite values.
+    values = {
+        "images": images_of(call),
+        "text": call.get("encoder_hidden_states"),
+        "output": output,
+    }
+    for name, value in values.items():
+        if value is not None and not value.isfinite().all():
+            raise ValueError(
+                f"convert: calibration must be finite, but has NaN or infinite values in the {name} at "
+                f"timestep {call.get('timestep')}"
+            )
+
+
+def _run_calibration(unet, calibration, scheduler, num_inference_steps, config, progress, begin):
     if callable(calibration):
         begin(0)
         calibration(unet)

@@ -11,6 +11,8 @@ from tfq.temporal_modes import TABLE_MODES
 
 _TIME = ("time_proj", "time_embedding")
 _DTYPES = (torch.float32, torch.bfloat16)
+# What to do about a model that cannot sample by itself.
+_GIVE_CALLS = ": pass calibration=, or for the UNet of a pipeline convert(pipe, prompts=...)"
 
 
 class CheckInputs:
@@ -40,10 +42,10 @@ class CheckInputs:
                     f"{self.model}: {name} requires grad, but a converted model is inference-only; "
                     f"pass {name}.detach()"
                 )
-        if sample.dim() != 4 or sample.shape[1] != self.in_channels:
+        if sample.dim() != 4 or sample.shape[1] != self.in_channels or 0 in sample.shape:
             raise ValueError(
-                f"{self.model}: {self.images} must be (batch, {self.in_channels}, height, width), got "
-                f"{tuple(sample.shape)}"
+                f"{self.model}: {self.images} must be (batch, {self.in_channels}, height, width), each "
+                f"at least 1, got {tuple(sample.shape)}"
             )
         if sample.dtype is not self.dtype:
             raise TypeError(
@@ -66,7 +68,7 @@ def check_arguments(model, scheduler, num_inference_steps, calibration, prompts)
     """Raise if :func:`tfq.convert` cannot do what it is asked to; nothing is changed."""
     if not isinstance(model, nn.Module):
         raise TypeError(
-            f"convert: model must be one of {models.CLASS_NAMES}; got {type(model).__name__}"
+            f"convert: model must be one of {models.CLASS_NAMES}; got {models.described(model)}"
         )
     if prompts is not None:
         raise ValueError(
@@ -107,8 +109,8 @@ def check_arguments(model, scheduler, num_inference_steps, calibration, prompts)
     for name, parameter in model.named_parameters():
         if parameter.device.type != "cpu":
             raise NotImplementedError(
-                f"convert: parameter {name} is on '{parameter.device}'; this build of tfq has native "
-                f"kernels for 'cpu' only"
+                f"convert: parameters must be on the CPU, got '{parameter.device}' for {name}; convert the "
+                f"model there, with its weights loaded, and move it afterwards"
             )
         if parameter.dtype not in _DTYPES:
             raise TypeError(
@@ -152,7 +154,7 @@ def resolve_ranges(model, config, scheduler, calibration):
                 f"convert: activation_ranges={ranges!r} needs scheduler= or calibration= to calibrate with"
             )
         if not has_data and (reason := why_it_cannot_sample(model)):
-            raise ValueError(f"convert: {reason}")
+            raise ValueError(f"convert: {reason}{_GIVE_CALLS}")
     if scheduler is None and ranges == "dynamic" and not has_data:
         for name, needed in (
             ("drop_tib", config.drop_tib),
@@ -167,7 +169,9 @@ def resolve_ranges(model, config, scheduler, calibration):
         if not calibrated:
             raise ValueError("convert: reconstruction='block' needs scheduler= or calibration=")
         if reason := why_it_cannot_sample(model):
-            raise ValueError(f"convert: reconstruction='block' runs the model, but {reason}")
+            raise ValueError(
+                f"convert: reconstruction='block' runs the model, but {reason}{_GIVE_CALLS}"
+            )
     if isinstance(model, models.TRANSFORMERS) and config.temporal not in ("fold", "cache"):
         raise ValueError(
             f"convert: temporal={config.temporal!r} is for UNets and ControlNets; of a "
@@ -179,14 +183,8 @@ def resolve_ranges(model, config, scheduler, calibration):
 def why_it_cannot_sample(model):
     """Why a model alone does not make a calibration run; None if it can."""
     if conditions := models.conditions_of(model):
-        return (
-            f"the model needs {' and '.join(conditions)}: pass calibration=, or for the UNet of a "
-            f"pipeline convert(pipe, prompts=...)"
-        )
+        return f"the model needs {' and '.join(conditions)}"
     inputs, outputs = model.config.in_channels, model.config.out_channels
     if outputs not in (inputs, 2 * inputs):
-        return (
-            f"the model turns {inputs} channels into {outputs} and cannot sample on its own: pass "
-            f"calibration="
-        )
+        return f"the model turns {inputs} channels into {outputs} and cannot sample on its own"
     return None

@@ -6,6 +6,7 @@ import time
 
 import torch
 
+from tfq import models
 from tfq.calibrate import Trajectory
 from tfq.environment import info
 from tfq.reporting import weight_bytes
@@ -128,6 +129,8 @@ def compare(
 
     Raises
     ------
+    TypeError
+        If one of the two is no model that :func:`tfq.convert` takes.
     ValueError
         If `images` is less than 1, or the models differ in the shape of their inputs.
 
@@ -142,6 +145,11 @@ def compare(
     >>> len(result.psnr_per_step)
     2
     """
+    for model in (float_unet, unet):
+        if not isinstance(model, models.CLASSES):
+            raise TypeError(
+                f"compare: models must be two of {models.CLASS_NAMES}; got a {models.described(model)}"
+            )
     if images < 1:
         raise ValueError(f"compare: images must be at least 1, got {images}")
     runs = [

@@ -119,8 +119,9 @@ class TfqConfig:
                 raise ValueError(
                     f"TfqConfig: {name} must be an int of at least {least}, got {value!r}"
                 )
-        if not isinstance(self.seed, int) or isinstance(self.seed, bool):
-            raise ValueError(f"TfqConfig: seed must be an int, got {self.seed!r}")
+        seed = self.seed
+        if not isinstance(seed, int) or isinstance(seed, bool) or not -(2**62) <= seed < 2**62:
+            raise ValueError(f"TfqConfig: seed must be an int of at most 62 bits, got {seed!r}")
         budget = self.error_budget
         if not isinstance(budget, (int, float)) or isinstance(budget, bool) or not budget >= 0:
             raise ValueError(

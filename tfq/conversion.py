@@ -33,6 +33,8 @@ _TEMPORAL_REASONS = {
 }
 
 
+@torch.inference_mode(False)
+@torch.no_grad()
 def convert(
     model,
     config=None,
@@ -160,7 +162,6 @@ class _Calibration:
         return scheduler.timesteps.float().unique()
 
 
-@torch.no_grad()
 def _convert(model, config, source, kind, checkpoint, undo):
     _make_inference_only(model, undo)
     macs, skip_sources = trace_shapes(model)

@@ -17,8 +17,8 @@ class CudaCapture:
         self.last = torch.cuda.Event()  # end of the last call
         self.workspaces = {}
 
-    def __deepcopy__(self, memo):
-        return CudaCapture(self.stream.device)
+    def __reduce__(self):
+        return CudaCapture, (self.stream.device,)
 
     def new_pool(self):
         """Memory for graphs that replay one after the other."""

@@ -200,10 +200,14 @@ def _own(tensor, **options):
 def _to(model, *args, **kwargs):
     """``model.to``, where a cast to the dtype that the model has already is none.
 
-    diffusers refuses every cast of a quantized model, and loads IP-Adapters with one. A memory format
-    is left out: packed weights have their own, and images are channels_last anyway.
+    diffusers refuses every cast of a quantized model but one to the dtype of a tensor, and loads
+    IP-Adapters with one. A memory format is left out: packed weights have their own, and images are
+    channels_last anyway.
     """
     kwargs = {name: value for name, value in kwargs.items() if name != "memory_format"}
+    like = kwargs.pop("tensor", args[0] if args else None)
+    if isinstance(like, torch.Tensor):
+        args = (like.device, like.dtype, *args[1:])
     if kwargs.get("dtype") is model.dtype:
         kwargs = {name: value for name, value in kwargs.items() if name != "dtype"}
     args = tuple(value for value in args if value is not model.dtype)
@@ -232,6 +236,7 @@ def own_methods(model):
         "to": functools.partial(_to, model),
         "bfloat16": functools.partial(_refuse_cast, "bfloat16"),
         "double": functools.partial(_refuse_cast, "double"),
+        "type": functools.partial(_refuse_cast, "type"),
         "enable_layerwise_casting": _refuse_layerwise_casting,
     }
 

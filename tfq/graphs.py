@@ -1,13 +1,12 @@
 """A converted UNet captured as graphs: one for all timesteps, and one for what depends on the text alone."""
 
-import copy
 import inspect
 import threading
 
 import torch
 from torch.utils import _pytree as pytree
 
-from tfq import capture, text_cache
+from tfq import capture, models, text_cache
 from tfq.cpu_capture import CpuCapture
 from tfq.cuda_capture import CudaCapture
 from tfq.fallback import prefer_float
@@ -111,11 +110,15 @@ class GraphedForward:
         self.captured = {}
         self.running = threading.Lock()  # the memory of a graph is one call's
 
-    def __deepcopy__(self, memo):
-        # Of the copy nothing is captured yet: graphs are bound to the memory of this model.
-        unet, make = (copy.deepcopy(value, memo) for value in (self.unet, self.make))
-        return GraphedForward(unet, make, self.slower, self.card)
+    def __getstate__(self):
+        # Of a copy nothing is captured yet: graphs are bound to the memory of this model.
+        return self.unet, self.make, self.slower, self.card
 
+    def __setstate__(self, state):
+        self.__init__(*state)
+
+    # A compiler would take the forward of the class for this one, and wait for its own lock.
+    @torch.compiler.disable(reason="what tfq.graph has captured is not compiled")
     @torch.inference_mode(False)
     @torch.no_grad()
     def __call__(self, *args, **kwargs):
@@ -180,9 +183,9 @@ def graph(unet):
     On a GPU where it was measured that a layer's product is no faster on integers (``bench/sweep.py``), the
     layer is captured in float, and :func:`tfq.report` lists it with the times; nothing waits for the GPU.
     Calls of several threads, and of several streams, wait for each other; hooks inside of the UNet do not
-    run in a replay. On a CPU values written into the weights are seen. After any other change to the model
-    (adapters, ``to()``; on a GPU also ``load_state_dict``, for what the kernels read is made of the weights)
-    call this again; ``del unet.forward`` ends it.
+    run in a replay, and ``torch.compile`` leaves it as it is. On a CPU values written into the weights are
+    seen. After any other change to the model (adapters, ``to()``; on a GPU also ``load_state_dict``, for
+    what the kernels read is made of the weights) call this again; ``del unet.forward`` ends it.
 
     Parameters
     ----------
@@ -201,9 +204,10 @@ def graph(unet):
     NotImplementedError
         If this build has no kernels for its device; at a call, if the model reads values on the host.
     """
-    if not isinstance(getattr(unet, "time_embedding", None), TemporalEmbedding):
+    is_converted = isinstance(getattr(unet, "time_embedding", None), TemporalEmbedding)
+    if not is_converted or isinstance(unet, models.TRANSFORMERS):
         raise TypeError(
-            f"graph: needs a UNet or a ControlNet converted by tfq.convert, got a {type(unet).__name__}"
+            f"graph: needs a UNet or a ControlNet converted by tfq.convert, got a {models.described(unet)}"
         )
     device = unet.device
     if device.type == "cpu":

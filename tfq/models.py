@@ -5,6 +5,7 @@ import inspect
 import torch
 from diffusers import (
     ControlNetModel,
+    DiffusionPipeline,
     DiTTransformer2DModel,
     PixArtTransformer2DModel,
     UNet2DConditionModel,
@@ -15,6 +16,9 @@ from diffusers.models.normalization import AdaLayerNormSingle, AdaLayerNormZero
 TRANSFORMERS = (DiTTransformer2DModel, PixArtTransformer2DModel)
 CLASSES = (UNet2DModel, UNet2DConditionModel, ControlNetModel, *TRANSFORMERS)
 CLASS_NAMES = ", ".join(cls.__name__ for cls in CLASSES)
+
+# What pipelines name the model that is converted.
+COMPONENTS = ("unet", "transformer")
 
 # Layers at the ends of a model, which stay float.
 BOUNDARY = {
@@ -27,6 +31,17 @@ BOUNDARY = {
 }
 # What a call names its noisy images.
 _IMAGES = ("sample", "hidden_states")
+
+
+def described(value):
+    """What came in the place of a model, for errors: its class; of a pipeline also what to pass."""
+    name = type(value).__name__
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if isinstance(value, DiffusionPipeline):
+        part = next((part for part in COMPONENTS if getattr(value, part, None) is not None), None)
+        return f"{name}; pass its {part}" if part else name
+    return name
 
 
 def blocks_of(model):

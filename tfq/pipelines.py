@@ -12,6 +12,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from tfq import calibrate
+from tfq.models import COMPONENTS
 
 
 def is_pipeline(model):
@@ -21,7 +22,7 @@ def is_pipeline(model):
 
 def unet_of(pipeline):
     """The UNet or transformer of a pipeline; raises TypeError if it has none."""
-    for name in ("unet", "transformer"):
+    for name in COMPONENTS:
         if getattr(pipeline, name, None) is not None:
             return getattr(pipeline, name)
     raise TypeError(

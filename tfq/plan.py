@@ -12,6 +12,8 @@ from torch import nn
 from tfq import models, temporal
 from tfq.adapters import base_modules
 from tfq.geometry import unsupported_conv
+from tfq.simulation import ACTIVATIONS
+from tfq.weights import BITS
 
 _EMBEDDINGS = (
     "time_embedding",
@@ -20,6 +22,13 @@ _EMBEDDINGS = (
     "encoder_hid_proj",
     "time_proj",
 )
+
+
+_CHOICES = {
+    "weight_bits": BITS,
+    "activations": ACTIVATIONS,
+    "ranges": ("dynamic", "timestep", "static"),
+}
 
 
 @dataclasses.dataclass
@@ -81,10 +90,18 @@ class LayerPlan:
 
     @classmethod
     def from_dict(cls, values):
-        """Inverse of :meth:`to_dict`."""
+        """Inverse of :meth:`to_dict`; raises ValueError for a value that no layer has."""
         values = dict(values)
         values["sources"] = tuple(values.get("sources", ()))
-        return cls(**values)
+        plan = cls(**values)
+        impossible = [
+            f"{name} of {plan.name} is {getattr(plan, name)!r}"
+            for name, choices in _CHOICES.items()
+            if getattr(plan, name) not in choices
+        ]
+        if impossible:
+            raise ValueError(", ".join(impossible))
+        return plan
 
 
 def plan_layers(unet, config, macs, skip_sources):

@@ -3,7 +3,7 @@
 import json
 import pathlib
 
-from tfq import backends, heat_maps, page
+from tfq import backends, heat_maps, models, page
 from tfq import nn as quantized
 from tfq.adapters import base_modules
 from tfq.quantizer import QPARAMS_WIDTH
@@ -145,7 +145,7 @@ def report(unet, *, comparison=None):
     conversion = getattr(unet, "_tfq_conversion", None)
     if conversion is None:
         raise TypeError(
-            f"report: needs a model converted by tfq.convert, got a {type(unet).__name__}"
+            f"report: needs a model converted by tfq.convert, got a {models.described(unet)}"
         )
     modules = base_modules(unet)
     moved = _moved_layers(unet, [plan.name for plan in conversion.plans])

@@ -16,6 +16,7 @@ import uuid
 import torch
 from torch import nn
 
+from tfq import models
 from tfq._ext import _C
 from tfq._version import __version__
 from tfq.adaln_lowering import lower
@@ -243,7 +244,7 @@ def save(unet, folder, *, max_shard_size=_MAX_SHARD_SIZE, variant=None):
     conversion = getattr(unet, "_tfq_conversion", None)
     if conversion is None:
         raise TypeError(
-            f"save: needs a model converted by tfq.convert, got a {type(unet).__name__}"
+            f"save: needs a model converted by tfq.convert, got a {models.described(unet)}"
         )
     folder = pathlib.Path(folder).resolve()
     _check_replaceable(folder)

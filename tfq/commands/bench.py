@@ -8,7 +8,7 @@ import torch
 import tfq
 from tfq.commands.configuration import read_config
 from tfq.commands.folders import ModelFolder, set_threads
-from tfq.models import image_argument
+from tfq.models import TRANSFORMERS, image_argument
 from tfq.shapes import example_inputs
 from tfq.tables import align
 from tfq.timing import interleave, paired_ratio
@@ -80,7 +80,7 @@ def run(model, batch, seconds, config, threads, **options):
             "bfloat16": source.load_unet(torch.bfloat16),
             "tfq": _converted(copy.deepcopy(unet), batch, settings),
         }
-    if isinstance(getattr(unet, "time_embedding", None), torch.nn.Module):
+    if not isinstance(unet, TRANSFORMERS):
         models[_GRAPH] = tfq.graph(copy.deepcopy(models["tfq"]))
     calls = {name: _caller(arm, batch) for name, arm in models.items()}
     share = tfq.report(models["tfq"]).to_dict()["native_mac_share"]
@@ -97,6 +97,9 @@ def _caller(unet, batch):
     inputs = example_inputs(unet, batch, torch.Generator().manual_seed(0))
     name = image_argument(unet)
     inputs[name] = inputs[name].contiguous(memory_format=torch.channels_last)
+    rows = getattr(getattr(unet, "time_embedding", None), "values", ())
+    if len(rows):  # a step of sampling, not the float block of a timestep without a row
+        inputs["timestep"] = rows[:1].expand(batch)
 
     @torch.no_grad()
     def call():

@@ -26,7 +26,9 @@ def compare_folders(converted, unet, original, scheduler, steps, images, noise_s
     check_scheduler(sampler, steps)
     float_unet = source.load_unet(unet.dtype)
     if reason := why_it_cannot_sample(float_unet):
-        raise ValueError(f"cannot sample with the UNet alone: {reason}")
+        raise ValueError(
+            f"cannot sample with the UNet alone, as {reason}; compare images of its pipeline in Python"
+        )
     with progress_bar() as progress:
         return compare(
             float_unet, unet, sampler, num_inference_steps=steps, images=images, seed=noise_seed,

@@ -65,8 +65,8 @@ def run(
         whole = source.load_unet(dtype)
         calibration = {} if no_calibration else _own_trajectory(model, source, whole, steps)
     else:
-        whole = source.load_pipeline(dtype)
         calibration = {"prompts": _read_prompts(prompts), "num_inference_steps": steps}
+        whole = source.load_pipeline(dtype)
         calibration["scheduler"] = source.load_scheduler()
     unet = whole if prompts is None else unet_of(whole)
     float_bytes = weight_bytes(unet)
@@ -87,8 +87,15 @@ def run(
     return Converted(
         out, seconds, float_bytes, report["weight_bytes"], report["native_mac_share"],
         sum(layer["path"] == "torch" for layer in report["layers"]),
-        "dynamic" if no_calibration else f"{len(unet._tfq_conversion.timesteps)}-timestep",
+        _ranges(unet._tfq_conversion),
     )  # fmt: skip
+
+
+def _ranges(conversion):
+    kinds = {plan.ranges for plan in conversion.plans}
+    if "timestep" in kinds:
+        return f"{len(conversion.timesteps)}-timestep"
+    return "static" if "static" in kinds else "dynamic"
 
 
 def _own_trajectory(model, source, unet, steps):
