@@ -100,7 +100,8 @@ def ordering(rows):
     ]
     if errors[-1] != 0:
         broken.append(f"{names[-1]} {errors[-1]:.3g} = 0")
-    return f"{expected}. " + (f"It does not hold: {'; '.join(broken)}." if broken else "It holds.")
+    verdict = f"It does not hold that {', nor that '.join(broken)}." if broken else "It holds."
+    return f"{expected}. {verdict}"
 
 
 def selection(rows, block="TIAR+FSC", cache="CM", das="DAS"):
