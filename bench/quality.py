@@ -28,6 +28,8 @@ import torch
 from quality_arms import ABLATION, MAIN, Run
 
 IMAGES = {"animeface64": 6, "fashion32": 16}
+# What half an hour on a core has time for.
+PREV_ITERATIONS = {"animeface64": 200, "fashion32": 2000}
 FRECHET_ARMS = (
     "W8A8 (default)", "W8A8 + reconstruction", "W4A8 round-to-nearest", "W4A8 + reconstruction",
 )  # fmt: skip
@@ -57,8 +59,8 @@ def parse_arguments(argv=None):
     parser.add_argument("--frechet", action="store_true", help="Frechet distances (fashion32)")
     parser.add_argument("--images-fd", type=int, default=2000, help="a side (default: %(default)s)")
     parser.add_argument(
-        "--prev-iterations", type=int, default=200,
-        help="optimizer steps a ResBlock of the arm Prev (default: %(default)s)",
+        "--prev-iterations", type=int,
+        help=f"optimizer steps a ResBlock of the arm Prev (default: {PREV_ITERATIONS})",
     )  # fmt: skip
     parser.add_argument("--sizes", action="store_true", help="only the sizes of saved models")
     parser.add_argument("--cost", action="store_true", help="only the cost of a conversion")
@@ -73,6 +75,8 @@ def parse_arguments(argv=None):
     args = parser.parse_args(argv)
     if args.images is None:
         args.images = IMAGES[args.model]
+    if args.prev_iterations is None:
+        args.prev_iterations = PREV_ITERATIONS[args.model]
     if args.frechet and args.model != "fashion32":
         parser.error("--frechet is for --model fashion32, whose training set is at hand")
     for name, least in (("steps", 1), ("images", 1), ("images_fd", 2), ("prev_iterations", 0)):

@@ -210,6 +210,7 @@ CASES = {
     ),
     "convert: calibration must be at least 1": lambda _: convert(calibration=0),
     "convert: calibration=… trajectories need": lambda _: convert(calibration=2),
+    "convert: checkpoint= needs": lambda folder: convert(checkpoint=folder),
     "convert: config must be a TfqConfig": lambda _: convert(config={"weights": "int8"}),
     "convert: temporal=… is for UNets": lambda _: tfq.convert(
         transformer("dit"), TfqConfig(temporal="float")

@@ -58,10 +58,15 @@ class CheckInputs:
             )
 
 
-def check_config(config):
-    """Raise TypeError if `config` is no TfqConfig."""
+def check_config(config, checkpoint):
+    """Raise if `config` is no TfqConfig, or has nothing that `checkpoint` could continue."""
     if not isinstance(config, TfqConfig):
         raise TypeError(f"convert: config must be a TfqConfig, got {type(config).__name__}")
+    if checkpoint is not None and config.reconstruction != "block":
+        raise ValueError(
+            f"convert: checkpoint= needs reconstruction='block', whose layers it keeps, got "
+            f"reconstruction={config.reconstruction!r}"
+        )
 
 
 def check_arguments(model, scheduler, num_inference_steps, calibration, prompts):

@@ -98,7 +98,7 @@ def convert(
     >>> unet = tfq.convert(unet, scheduler=DDIMScheduler(), num_inference_steps=2)
     """
     config = TfqConfig() if config is None else config
-    checks.check_config(config)
+    checks.check_config(config, checkpoint)
     if pipelines.is_pipeline(model):
         calls = pipelines.calls_of(
             model, config, scheduler, num_inference_steps, calibration, prompts, progress

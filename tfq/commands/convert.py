@@ -57,6 +57,10 @@ def run(
     source = ModelFolder.open(model, scheduler)
     target = pathlib.Path(out).resolve()
     _check_target(source, target, overwrite)
+    if no_calibration and prompts is not None:
+        raise ValueError(
+            "--prompts are calibrated with, which --no-calibration leaves out: give one"
+        )
     set_threads(threads)
     if source.is_converted:
         raise ValueError(f"{model!r} is converted already; give the float model")
