@@ -142,7 +142,8 @@ def run_calibration(
     Raises
     ------
     ValueError
-        If images, text or output of a call have NaN or infinite values: no range can be learned from it.
+        If timestep, images, text or output of a call have NaN or infinite values: no range can be learned
+        from it.
     """
     hook = unet.register_forward_hook(_check_finite, with_kwargs=True)
     try:
@@ -153,6 +154,12 @@ def run_calibration(
 
 def _check_finite(unet, args, kwargs, output):
     call = call_of(arguments_of(unet)[0], args, kwargs)
+    timesteps = torch.as_tensor(call["timestep"])
+    finite = timesteps.isfinite()
+    if not finite.all():
+        raise ValueError(
+            f"convert: calibration timesteps must be finite, got {timesteps[~finite][0].item()}"
+        )
     output = output_of(output if isinstance(output, tuple) else output.to_tuple())
     # Integers may hide what is wrong with the inputs; masks may have infinite values.
     values = {
@@ -164,7 +171,7 @@ def _check_finite(unet, args, kwargs, output):
         if value is not None and not value.isfinite().all():
             raise ValueError(
                 f"convert: calibration must be finite, but has NaN or infinite values in the {name} at "
-                f"timestep {call.get('timestep')}"
+                f"timestep {call['timestep']}"
             )
 
 

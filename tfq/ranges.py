@@ -61,14 +61,8 @@ class RangeRecorder:
         }
 
     def see(self, embedding, args):
-        """Forward pre-hook of the TemporalEmbedding: notes the timesteps of each call, all finite."""
-        timesteps = temporal.decode_timesteps(args[0])
-        finite = timesteps.isfinite()
-        if not finite.all():
-            raise ValueError(
-                f"convert: calibration timesteps must be finite, got {timesteps[~finite][0].item()}"
-            )
-        self._now.timesteps.update(timesteps.tolist())
+        """Forward pre-hook of the TemporalEmbedding: notes the timesteps of each call."""
+        self._now.timesteps.update(temporal.decode_timesteps(args[0]).tolist())
 
     def add(self, quantizer, row, q, qparams):
         """Record images ``(batch, ...)`` quantized with their own ``(batch, 3)``, and their rows."""
