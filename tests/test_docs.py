@@ -71,6 +71,12 @@ def test_links_lead_somewhere():
             assert target.startswith("http") or (page.parent / target).exists(), (page.name, target)
 
 
+def test_links_of_the_site_stay_in_it():
+    for page in DOCS:
+        assert "](../" not in page.read_text("utf-8"), f"{page.name}: the site has only docs/"
+    assert "](docs/" not in (ROOT / "CHANGELOG.md").read_text("utf-8")
+
+
 def test_every_page_is_in_the_contents():
     contents = (ROOT / "docs" / "index.md").read_text("utf-8").split("\n")
     missing = [page.stem for page in DOCS if page.stem != "index" and page.stem not in contents]
