@@ -145,11 +145,8 @@ def run_calibration(
         If timestep, images, text or output of a call have NaN or infinite values: no range can be learned
         from it.
     """
-    hook = unet.register_forward_hook(_check_finite, with_kwargs=True)
-    try:
+    with unet.register_forward_hook(_check_finite, with_kwargs=True):
         _run_calibration(unet, calibration, scheduler, num_inference_steps, config, progress, begin)
-    finally:
-        hook.remove()
 
 
 def _check_finite(unet, args, kwargs, output):

@@ -3,21 +3,17 @@
 Inside of :func:`rows` a converted model reads neither timesteps nor rows on the host.
 """
 
-import contextlib
 import contextvars
+
+from tfq._context import during
 
 _LOOK_UP = object()
 _rows = contextvars.ContextVar("tfq rows of a capture", default=None)
 
 
-@contextlib.contextmanager
 def rows(index=None):
     """Take the rows at `index`, int64 ``(batch,)`` on the device; None: look timesteps up on the device."""
-    token = _rows.set(_LOOK_UP if index is None else index)
-    try:
-        yield
-    finally:
-        _rows.reset(token)
+    return during(_rows, _LOOK_UP if index is None else index)
 
 
 def is_active():

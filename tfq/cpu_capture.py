@@ -149,9 +149,6 @@ def _run_again(function, args, kwargs, outputs):
 class CpuCapture:
     """Makes recordings, as :class:`tfq.cuda_capture.CudaCapture` makes CUDA graphs."""
 
-    def __deepcopy__(self, memo):
-        return CpuCapture()
-
     def new_pool(self):
         """Memory for recordings that run one after the other."""
         return Pool()

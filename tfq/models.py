@@ -17,9 +17,6 @@ TRANSFORMERS = (DiTTransformer2DModel, PixArtTransformer2DModel)
 CLASSES = (UNet2DModel, UNet2DConditionModel, ControlNetModel, *TRANSFORMERS)
 CLASS_NAMES = ", ".join(cls.__name__ for cls in CLASSES)
 
-# What pipelines name the model that is converted.
-COMPONENTS = ("unet", "transformer")
-
 # Layers at the ends of a model, which stay float.
 BOUNDARY = {
     "conv_in": "first convolution: kept float",
@@ -33,13 +30,19 @@ BOUNDARY = {
 _IMAGES = ("sample", "hidden_states")
 
 
+def component_of(pipeline):
+    """What a pipeline calls the model that is converted: "unet" or "transformer"; None if it has neither."""
+    names = ("unet", "transformer")
+    return next((name for name in names if getattr(pipeline, name, None) is not None), None)
+
+
 def described(value):
     """What came in the place of a model, for errors: its class; of a pipeline also what to pass."""
     name = type(value).__name__
     if isinstance(value, type):
         return f"the class {value.__name__}"
     if isinstance(value, DiffusionPipeline):
-        part = next((part for part in COMPONENTS if getattr(value, part, None) is not None), None)
+        part = component_of(value)
         return f"{name}; pass its {part}" if part else name
     return name
 

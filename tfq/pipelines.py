@@ -12,7 +12,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from tfq import calibrate
-from tfq.models import COMPONENTS
+from tfq.models import component_of
 
 
 def is_pipeline(model):
@@ -22,9 +22,9 @@ def is_pipeline(model):
 
 def unet_of(pipeline):
     """The UNet or transformer of a pipeline; raises TypeError if it has none."""
-    for name in COMPONENTS:
-        if getattr(pipeline, name, None) is not None:
-            return getattr(pipeline, name)
+    name = component_of(pipeline)
+    if name is not None:
+        return getattr(pipeline, name)
     raise TypeError(
         f"convert: {type(pipeline).__name__} has no unet or transformer, only "
         f"{', '.join(pipeline.components)}; a pipeline is converted by one of these"

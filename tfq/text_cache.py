@@ -1,8 +1,8 @@
 """Key and value of a prompt, computed once for all steps of a sampling run."""
 
-import contextlib
 import contextvars
 
+from tfq._context import during
 from tfq.ops._checks import is_traced
 
 # Prompts kept at once: with guidance some loops alternate between two.
@@ -38,14 +38,9 @@ class TextCache:
                 entry[1] = entry[0]()
 
 
-@contextlib.contextmanager
 def use(cache):
     """Cross-attentions take from `cache` and add to it, in this thread."""
-    token = _current.set(cache)
-    try:
-        yield
-    finally:
-        _current.reset(token)
+    return during(_current, cache)
 
 
 def reuse_text():

@@ -5,13 +5,13 @@ ordinary call, calls neither wait nor allocate but from torch's caching allocato
 a CUDA graph.
 """
 
-import contextlib
 import contextvars
 
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from tfq import reference
+from tfq._context import during
 from tfq._ext import _C
 from tfq.geometry import BLOCK_K, PANEL_COLUMNS, QUAD
 from tfq.ops import _dispatch
@@ -198,14 +198,9 @@ def _launch(device):
     return device.index, torch.cuda.current_stream(device).cuda_stream
 
 
-@contextlib.contextmanager
 def own_workspaces(workspaces):
     """Of a graph, a dict: it replays on any stream, and torch gives the stream of its capture to others."""
-    token = _own.set(workspaces)
-    try:
-        yield
-    finally:
-        _own.reset(token)
+    return during(_own, workspaces)
 
 
 def _workspace(where, device):
