@@ -12,6 +12,7 @@
 #include "cpu/dequantize_weight/dequantize_weight.h"
 #include "cpu/gemm_s8/gemm_s8.h"
 #include "cpu/gemm_s8/packed_layout.h"
+#include "cpu/gemm_s8/schedule.h"
 #include "cpu/norm_act/norm_act.h"
 #include "cpu/quantize/quantize.h"
 #include "cpu/resnet_block/resnet_block.h"
@@ -246,6 +247,16 @@ void dequantize_weight(Address weight, Address zero_point, int64_t n, int64_t k,
   cpu::dequantize_weight(args);
 }
 
+// (rows, columns) of a task of a dense product with int8 weights; `block`: (rows, columns).
+std::pair<int64_t, int64_t> gemm_schedule(int64_t m, int64_t n, int64_t k,
+                                          std::pair<int64_t, int64_t> block, int64_t threads,
+                                          int64_t l2_bytes) {
+  const cpu::GemmSchedule schedule =
+      cpu::schedule_gemm(m, n, cpu::packed_k(k), cpu::packed_k(k), cpu::kRowsPerRead,
+                         {block.first, block.second, threads, l2_bytes});
+  return {schedule.task_rows, schedule.task_columns};
+}
+
 }  // namespace
 
 void bind_cpu(py::module_& module) {
@@ -265,6 +276,7 @@ void bind_cpu(py::module_& module) {
   define("temporal_gather", temporal_gather);
   define("temporal_gather_dequantize", temporal_gather_dequantize);
   define("dequantize_weight", dequantize_weight);
+  module.def("cpu_gemm_schedule", gemm_schedule);
   module.def("pack_weight", pack_weight);
   module.def("unpack_weight", unpack_weight);
   module.def("pack_weight_s4", pack_weight_s4);

@@ -19,12 +19,9 @@ constexpr int kAccSlot = 0;
 constexpr int kRowsSlot = 1;
 constexpr int kWeightSlot = 2;
 
-// Rows of a task that make up for expanding 4-bit weights. Measured on Zen 3 (AVX2, the int8 block
+// kRowsPerRead of 4-bit weights, which a task expands. Measured on Zen 3 (AVX2, the int8 block
 // kernel on both sides): 16 rows cost 7 % of the product, 64 rows 2 %.
 constexpr int64_t kRowsPerExpansion = 128;
-// The same for reading int8 weights that lie beyond L2. Measured on Zen 3 with 512 KiB of L2, where
-// half of L2 holds fewer rows of such depths: k = 17,280 104 -> 125 GOP/s, k = 23,040 87 -> 118.
-constexpr int64_t kRowsPerRead = 32;
 
 struct Problem {
   const RowSource& source;
