@@ -1,6 +1,7 @@
 // Eight floats in a register: the interface of vector_avx512.h for AVX2.
 #pragma once
 
+#include "common/softmax.h"
 #include "cpu/simd_avx2.h"
 
 namespace tfq::cpu {
@@ -77,8 +78,16 @@ struct VectorAvx2 {
     return _mm256_blendv_ps(b, a, sign);
   }
 
-  static Float times_power_of_two(Float x, Float n) {
-    const __m256i exponent = _mm256_slli_epi32(_mm256_castps_si256(n), 23);
+  // n + kRoundToInteger, whose low bits are n's.
+  static Float power(Float, Float shifted) { return shifted; }
+  static Float nearest_power(Float t, Float& rest) {
+    const Float clamped = max(set(kExp2Min), t);
+    const Float shifted = add(clamped, set(kRoundToInteger));
+    rest = sub(clamped, sub(shifted, set(kRoundToInteger)));
+    return shifted;
+  }
+  static Float times_power_of_two(Float x, Float power) {
+    const __m256i exponent = _mm256_slli_epi32(_mm256_castps_si256(power), 23);
     return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x), exponent));
   }
 

@@ -11,7 +11,12 @@
 //   min(a, b), max(a, b)                      b when either is NaN
 //   min_lane(x), max_lane(x)                  of all lanes, none of them NaN
 //   select_negative(sign, a, b)               a where the sign bit of `sign` is set, else b
-//   times_power_of_two(x, n)                  adds n's low 9 bits to the exponent of x
+//   power(n, shifted)                         an integer n as times_power_of_two takes it, given that
+//                                             and n + kRoundToInteger
+//   nearest_power(t, rest)                    t <= 0, or -126 where it is less, as such an integer, ties
+//                                             to even, and the rest; levels may leave what is less as it
+//                                             is
+//   times_power_of_two(x, power)              for a normal result; what is less may be 0
 //   store_rounded                             16 floats, or kUnroll vectors, as uint8: rne,
 //   clamped,
 //                                             NaN becomes 0
@@ -79,10 +84,14 @@ struct VectorAvx512 {
     return _mm512_mask_mov_ps(b, _mm512_movepi32_mask(_mm512_castps_si512(sign)), a);
   }
 
-  static Float times_power_of_two(Float x, Float n) {
-    const __m512i exponent = _mm512_slli_epi32(_mm512_castps_si512(n), 23);
-    return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(x), exponent));
+  // VSCALEFPS takes any n.
+  static Float power(Float n, Float) { return n; }
+  static Float nearest_power(Float t, Float& rest) {
+    const __m512 n = _mm512_roundscale_ps(t, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    rest = _mm512_sub_ps(t, n);
+    return n;
   }
+  static Float times_power_of_two(Float x, Float power) { return _mm512_scalef_ps(x, power); }
 
   static void store_rounded(const Float (&x)[1], uint8_t* out) {
     const __m512i q = _mm512_max_epi32(_mm512_cvtps_epi32(x[0]), _mm512_setzero_si512());

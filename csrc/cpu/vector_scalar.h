@@ -6,6 +6,7 @@
 #include <cstring>
 
 #include "common/quant.h"
+#include "common/softmax.h"
 
 namespace tfq::cpu {
 namespace {
@@ -46,11 +47,18 @@ struct VectorScalar {
   static Float minus_abs(Float x) { return -std::fabs(x); }
   static Float select_negative(Float sign, Float a, Float b) { return std::signbit(sign) ? a : b; }
 
-  static Float times_power_of_two(Float x, Float n) {
-    uint32_t x_bits, n_bits;
+  static Float power(Float, Float shifted) { return shifted; }
+  static Float nearest_power(Float t, Float& rest) {
+    const Float clamped = max(kExp2Min, t);
+    const Float shifted = clamped + kRoundToInteger;
+    rest = clamped - (shifted - kRoundToInteger);
+    return shifted;
+  }
+  static Float times_power_of_two(Float x, Float power) {
+    uint32_t x_bits, power_bits;
     std::memcpy(&x_bits, &x, sizeof x_bits);
-    std::memcpy(&n_bits, &n, sizeof n_bits);
-    x_bits += n_bits << 23;
+    std::memcpy(&power_bits, &power, sizeof power_bits);
+    x_bits += power_bits << 23;
     std::memcpy(&x, &x_bits, sizeof x);
     return x;
   }

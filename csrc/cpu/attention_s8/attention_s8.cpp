@@ -33,6 +33,7 @@ struct Problem {
   HeadSizes sizes;
   char* heads;  // operands of each batch and head
   int64_t task_rows;
+  int64_t task_distance;  // rows from a thread's task to its next, if all take turns
 
   HeadOperands head(int64_t index) const {
     return HeadOperands(heads + index * sizes.bytes(), sizes);
@@ -82,6 +83,9 @@ struct TaskRows {
 
 void quantize_rows_of_query(const Problem& p, const TaskRows& t, const Workspace& w) {
   for (int64_t i = 0; i < t.count; ++i) {
+    // Of the task this thread is likely to take next.
+    const int64_t next = min_of(t.first + i + p.task_distance, p.args.tokens - 1);
+    prefetch_head(p.args, p.args.query, t.batch * p.args.tokens + next, t.head);
     const QueryRow row = quantize_query(p.args, p.operand_kernels, t.batch, t.head, t.first + i,
                                         p.sizes, w.query + i * p.sizes.key_depth);
     w.scale[i] = softmax_factor(row.scale, p.args.scale);
@@ -180,13 +184,15 @@ void attention_s8(const AttentionArgs& args) {
   const int64_t heads = args.batch * args.heads;
   auto* memory =
       static_cast<char*>(thread_scratch(kHeadsSlot, static_cast<size_t>(heads * sizes.bytes())));
+  const int64_t task_rows = rows_per_task(args, gemm, sizes.padded_tokens);
   const Problem problem{args,
                         gemm,
                         kernel,
                         operand_kernels,
                         sizes,
                         memory,
-                        rows_per_task(args, gemm, sizes.padded_tokens)};
+                        task_rows,
+                        num_threads() * task_rows};
   parallel_for(2 * heads, [&](int64_t task) {
     const int64_t head = task / 2;
     const auto pack = task % 2 == 0 ? pack_key : pack_value;

@@ -11,17 +11,14 @@
 namespace tfq::cpu {
 namespace {
 
-// result <- 255 * 2^max(t, -126) for t <= 0. To the base 2 the reduction of the argument is exact.
+// result <- 255 * 2^t for t <= 0, what rounds to 0 at t < -126. To the base 2 the reduction of the
+// argument is exact.
 template <typename V, int N>
 inline void exp2_times_255(const typename V::Float (&t)[N], typename V::Float (&result)[N]) {
-  typename V::Float shifted[N], remainder[N];
-  for (int i = 0; i < N; ++i) {
-    const typename V::Float clamped = V::max(V::set(kExp2Min), t[i]);
-    shifted[i] = V::add(clamped, V::set(kRoundToInteger));
-    remainder[i] = V::sub(clamped, V::sub(shifted[i], V::set(kRoundToInteger)));
-  }
+  typename V::Float power[N], remainder[N];
+  for (int i = 0; i < N; ++i) power[i] = V::nearest_power(t[i], remainder[i]);
   polynomial<V>(kExp2Coefficients, remainder, result);
-  for (int i = 0; i < N; ++i) result[i] = V::times_power_of_two(result[i], shifted[i]);
+  for (int i = 0; i < N; ++i) result[i] = V::times_power_of_two(result[i], power[i]);
 }
 
 template <typename V>

@@ -16,6 +16,8 @@ constexpr int kBytesSlot = 2;  // quantised rows before they are put in panels
 // int8 is quantised as uint8 with this zero-point, whose high bit is then flipped.
 constexpr float kSignedZero = 128.0f;
 constexpr uint8_t kSignedZeroByte = 128;
+// How far in front of a loop over tokens they are prefetched.
+constexpr int64_t kTokensAhead = 8;
 
 // The channels of a head in row `row` of x (batch * tokens, heads * head_size).
 const void* head_of_row(const AttentionArgs& args, const void* x, int64_t row, int64_t head) {
@@ -42,6 +44,14 @@ void interleave_rows(const uint8_t* rows, int64_t stride, int8_t* target) {
 
 }  // namespace
 
+void prefetch_head(const AttentionArgs& args, const void* x, int64_t row, int64_t head) {
+  constexpr int64_t kLine = 64;
+  const auto* at = static_cast<const char*>(head_of_row(args, x, row, head));
+  const char* last = at + args.head_size * element_bytes(args.dtype) - 1;
+  for (; at < last; at += kLine) __builtin_prefetch(at);
+  __builtin_prefetch(last);
+}
+
 void pack_key(const AttentionArgs& args, const OperandKernels& kernels, int64_t batch, int64_t head,
               const HeadSizes& sizes, const HeadOperands& out) {
   const int64_t depth = sizes.key_depth;
@@ -49,7 +59,9 @@ void pack_key(const AttentionArgs& args, const OperandKernels& kernels, int64_t 
   std::memset(row, kSignedZeroByte, static_cast<size_t>(depth));
   std::memset(out.key, 0, static_cast<size_t>(sizes.key_bytes()));
   for (int64_t token = 0; token < args.kv_tokens; ++token) {
-    const void* x = head_of_row(args, args.key, batch * args.kv_tokens + token, head);
+    const int64_t first = batch * args.kv_tokens;
+    prefetch_head(args, args.key, first + min_of(token + kTokensAhead, args.kv_tokens - 1), head);
+    const void* x = head_of_row(args, args.key, first + token, head);
     float range[2] = {0.0f, 0.0f};
     kernels.quantize.range(x, args.dtype, args.head_size, range);
     const float scale = symmetric_scale(magnitude(range));

@@ -55,6 +55,10 @@ struct OperandKernels {
   const attention_s8_kernel& attention;
 };
 
+// Brings the channels of a head in row `row` of x (batch * tokens, heads * head_size) to the cache:
+// pieces of a line or two, far apart, which no hardware foresees.
+void prefetch_head(const AttentionArgs& args, const void* x, int64_t row, int64_t head);
+
 // int8, symmetric: the key with a scale per token, the value with a scale per channel.
 void pack_key(const AttentionArgs& args, const OperandKernels& kernels, int64_t batch, int64_t head,
               const HeadSizes& sizes, const HeadOperands& out);

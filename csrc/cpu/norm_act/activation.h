@@ -26,16 +26,17 @@ inline void polynomial(const float (&coefficients)[K], const typename V::Float (
 // result <- exp(max(t, -87)) for t <= 0. NaN gives an arbitrary number; callers multiply by NaN.
 template <typename V, int N>
 inline void exp_negative(const typename V::Float (&t)[N], typename V::Float (&result)[N]) {
-  typename V::Float shifted[N], remainder[N];
+  typename V::Float power[N], remainder[N];
   for (int i = 0; i < N; ++i) {
     const typename V::Float clamped = V::max(V::set(kExpMin), t[i]);
-    shifted[i] = V::fma(clamped, V::set(kLog2E), V::set(kRoundToInteger));
-    const typename V::Float n = V::sub(shifted[i], V::set(kRoundToInteger));
+    const typename V::Float shifted = V::fma(clamped, V::set(kLog2E), V::set(kRoundToInteger));
+    const typename V::Float n = V::sub(shifted, V::set(kRoundToInteger));
+    power[i] = V::power(n, shifted);
     remainder[i] = V::fma(n, V::set(-kLn2High), clamped);
     remainder[i] = V::fma(n, V::set(-kLn2Low), remainder[i]);
   }
   polynomial<V>(kExpCoefficients, remainder, result);
-  for (int i = 0; i < N; ++i) result[i] = V::times_power_of_two(result[i], shifted[i]);
+  for (int i = 0; i < N; ++i) result[i] = V::times_power_of_two(result[i], power[i]);
 }
 
 // With e = exp(-|x|): sigmoid(|x|) = 1 / (1 + e) and sigmoid(-|x|) = e / (1 + e).

@@ -103,9 +103,13 @@ struct WinogradBody {
   }
 
   static void transform_weight(const WinogradWeight& p) {
+    // Nine streams of weights from beyond L2: a kilobyte ahead of each.
+    constexpr int64_t kQuadsAhead = 16;
     constexpr int64_t kQuads = kWinogradBlock / kQuad;
     for (int64_t quad = 0; quad < p.blocks * kQuads; ++quad) {
       const int64_t pair = quad / kQuads * kWinogradPairs + quad % kQuads;
+      for (int tap = 0; tap < 9; ++tap)
+        __builtin_prefetch(p.panel + (quad + kQuadsAhead) * kQuadBytes + tap * p.tap_bytes);
       for (int part = 0; part < kParts; ++part) {
         const int8_t* source = p.panel + quad * kQuadBytes + part * kBytes;
         for (int parity = 0; parity < 2; ++parity) {
