@@ -15,6 +15,14 @@ GUARD = 67  # elements before and after an output: odd, so that outputs are not 
 SENTINEL = 0xA5
 
 
+# The processes of ``pytest -n`` share the cores, and those that tests start have as many threads: the
+# order of torch's float sums depends on it.
+PROCESSES = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+if PROCESSES > 1:
+    torch.set_num_threads(max(1, torch.get_num_threads() // PROCESSES))
+    os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())
+
+
 def pytest_generate_tests(metafunc):
     if "isa" in metafunc.fixturenames:
         metafunc.parametrize("isa", available_levels(), indirect=True)

@@ -1,5 +1,7 @@
 """The CUDA kernels on the CPU: builds tests/simt and calls it as tfq.ops calls tfq._C."""
 
+import contextlib
+import fcntl
 import importlib.util
 import os
 import pathlib
@@ -30,6 +32,15 @@ FORWARD, REVERSE, SHUFFLED, GREEDY = range(4)
 SCHEDULES = [(order, lazy) for order in range(4) for lazy in (False, True)]
 
 
+@contextlib.contextmanager
+def _locked(folder):
+    """One process at a time: those of ``pytest -n`` share the folder."""
+    folder.parent.mkdir(exist_ok=True)
+    with open(folder.with_suffix(".lock"), "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def build(sanitize=False):
     """Folder of the programs, up to date."""
     folder = ROOT / "build" / ("simt-sanitize" if sanitize else "simt")
@@ -38,9 +49,10 @@ def build(sanitize=False):
         f"-DTFQ_SIMT_SANITIZE={'ON' if sanitize else 'OFF'}",
         f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
     ]  # fmt: skip
-    for command in (configure, ["cmake", "--build", folder]):
-        result = subprocess.run(command, capture_output=True, text=True)
-        assert result.returncode == 0, result.stdout + result.stderr
+    with _locked(folder):
+        for command in (configure, ["cmake", "--build", folder]):
+            result = subprocess.run(command, capture_output=True, text=True)
+            assert result.returncode == 0, result.stdout + result.stderr
     return folder
 
 

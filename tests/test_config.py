@@ -176,7 +176,7 @@ ILLEGAL = [
 ]
 
 
-@pytest.mark.parametrize("setting, other", ILLEGAL, ids=str)
+@pytest.mark.parametrize("setting, other", ILLEGAL)
 def test_combinations(setting, other):
     (name, value), (other_name, illegal) = setting, other
     for choice in CHOICES[other_name]:

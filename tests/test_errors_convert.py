@@ -104,7 +104,7 @@ def test_the_state_sees_a_conversion():
         state.check()
 
 
-@pytest.mark.parametrize("model", [None, "unet", {}, torch.zeros(3), build, Undo], ids=repr)
+@pytest.mark.parametrize("model", [None, "unet", {}, torch.zeros(3), build, Undo])
 def test_not_a_module(model):
     name = "the class Undo" if model is Undo else type(model).__name__
     with pytest.raises(TypeError) as caught:
@@ -197,7 +197,6 @@ def test_device_without_kernels():
         (ScoreSdeVeScheduler(), TypeError, ["step()", "got ScoreSdeVeScheduler"]),
         (ForeignStep(), ValueError, ["step(model_output, timestep, sample)", "sigma_hat"]),
     ],
-    ids=str,
 )
 def test_scheduler_that_does_not_fit(scheduler, error, words):
     unet = prepared("plain")
@@ -243,7 +242,7 @@ def exhausted():
     return generator
 
 
-@pytest.mark.parametrize("calibration", [[], (), iter(()), exhausted()], ids=str)
+@pytest.mark.parametrize("calibration", [[], (), iter(()), exhausted()])
 def test_empty_calibration(calibration):
     unet = prepared("cross")
     with refused(unet, ValueError, "calibration is empty", "exhausted generator", "at least one"):
@@ -264,7 +263,6 @@ def test_empty_calibration(calibration):
         (2, ValueError, ["calibration=2 trajectories need scheduler="]),
         (lambda unet: None, ValueError, ["calibration made no call"]),
     ],
-    ids=str,
 )
 def test_calibration_it_cannot_use(calibration, error, words):
     unet = prepared("cross")
