@@ -216,6 +216,7 @@ def test_dropped_block_of_a_cache():
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", ["plain", "scale_shift"])
 def test_compiled_rows_are_one_graph(name, mode):
+    torch._dynamo.reset()  # what other tests compiled of the same code
     embedding = converted(name, temporal=mode).time_embedding
     counter = CompileCounterWithBackend("aot_eager")
     compiled = torch.compile(embedding, backend=counter, fullgraph=True)
