@@ -58,8 +58,8 @@ void pack_key(const AttentionArgs& args, const OperandKernels& kernels, int64_t 
   auto* row = static_cast<uint8_t*>(thread_scratch(kBytesSlot, static_cast<size_t>(depth)));
   std::memset(row, kSignedZeroByte, static_cast<size_t>(depth));
   std::memset(out.key, 0, static_cast<size_t>(sizes.key_bytes()));
+  const int64_t first = batch * args.kv_tokens;
   for (int64_t token = 0; token < args.kv_tokens; ++token) {
-    const int64_t first = batch * args.kv_tokens;
     prefetch_head(args, args.key, first + min_of(token + kTokensAhead, args.kv_tokens - 1), head);
     const void* x = head_of_row(args, args.key, first + token, head);
     float range[2] = {0.0f, 0.0f};
