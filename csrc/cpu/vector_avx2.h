@@ -9,6 +9,7 @@ namespace {
 
 struct VectorAvx2 {
   using Float = __m256;
+  using ByteSums = __m256i;  // 4 integers of 64 bits
   static constexpr int64_t kWidth = kLanes;
   static constexpr int kUnroll = 4;  // 8 would not fit 16 registers
 
@@ -91,27 +92,29 @@ struct VectorAvx2 {
     return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x), exponent));
   }
 
-  static void store_rounded(const Float (&x)[2], uint8_t* out) {
+  static void store_rounded(const Float (&x)[2], uint8_t* out, ByteSums& sums) {
     const __m256i words = _mm256_packs_epi32(_mm256_cvtps_epi32(x[0]), _mm256_cvtps_epi32(x[1]));
     const __m256i bytes = _mm256_packus_epi16(words, words);
     const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 0, 0, 0, 0);
-    const __m256i low = _mm256_permutevar8x32_epi32(bytes, order);
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm256_castsi256_si128(low));
+    const __m128i low = _mm256_castsi256_si128(_mm256_permutevar8x32_epi32(bytes, order));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out), low);
+    add_bytes(_mm256_zextsi128_si256(low), sums);
   }
-  static void store_rounded(const Float (&x)[4], uint8_t* out) {
+  static void store_rounded(const Float (&x)[4], uint8_t* out, ByteSums& sums) {
     __m256i q[4];
     for (int i = 0; i < 4; ++i) q[i] = _mm256_cvtps_epi32(x[i]);
     const __m256i bytes =
         pack_u8x32(_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3]));
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), bytes);
+    add_bytes(bytes, sums);
   }
-  static int64_t sum(const uint8_t* x, int64_t n) {
-    __m128i sums_i64x2 = _mm_setzero_si128();
-    for (int64_t i = 0; i < n; i += 16) {
-      const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(x + i));
-      sums_i64x2 = _mm_add_epi64(sums_i64x2, _mm_sad_epu8(bytes, _mm_setzero_si128()));
-    }
-    return _mm_cvtsi128_si64(sums_i64x2) + _mm_extract_epi64(sums_i64x2, 1);
+  static void add_bytes(__m256i bytes, ByteSums& sums) {
+    sums = _mm256_add_epi64(sums, _mm256_sad_epu8(bytes, _mm256_setzero_si256()));
+  }
+  static int64_t total(ByteSums sums) {
+    const __m128i two =
+        _mm_add_epi64(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
+    return _mm_cvtsi128_si64(two) + _mm_extract_epi64(two, 1);
   }
 
   // Four vectors of int32 that _mm256_packs_epi32 packed in pairs, in their order as bytes: undoes

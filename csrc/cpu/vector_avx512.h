@@ -4,23 +4,23 @@
 // Every function works lane by lane; nothing here depends on the number of lanes.
 //
 //   load                                      float32; bfloat16 and integers of 8 bits become it,
-//   int32 is rounded store                                     as float32, or rounded to bfloat16
+//                                             int32 is rounded
+//   store                                     as float32, or rounded to bfloat16
 //   load_first, store_first, quantize_first   `count` lanes of memory, all when count >= kWidth;
 //                                             the other lanes load as 0
 //   keep_first(x, count)                      the other lanes become 0
 //   min(a, b), max(a, b)                      b when either is NaN
 //   min_lane(x), max_lane(x)                  of all lanes, none of them NaN
 //   select_negative(sign, a, b)               a where the sign bit of `sign` is set, else b
-//   power(n, shifted)                         an integer n as times_power_of_two takes it, given that
-//                                             and n + kRoundToInteger
-//   nearest_power(t, rest)                    t <= 0, or -126 where it is less, as such an integer, ties
-//                                             to even, and the rest; levels may leave what is less as it
-//                                             is
+//   power(n, shifted)                         an integer n as times_power_of_two takes it, given
+//                                             that and n + kRoundToInteger
+//   nearest_power(t, rest)                    t <= 0, or -126 where it is less, as such an integer,
+//                                             ties to even, and the rest; levels may leave what is
+//                                             less as it is
 //   times_power_of_two(x, power)              for a normal result; what is less may be 0
-//   store_rounded                             16 floats, or kUnroll vectors, as uint8: rne,
-//   clamped,
-//                                             NaN becomes 0
-//   sum(x, n)                                 of uint8, n a multiple of 16
+//   store_rounded(x, out, sums)               16 floats, or kUnroll vectors, as uint8: rne,
+//                                             clamped, NaN becomes 0; their sum is added to sums
+//   total(sums)                               of a ByteSums{} and what was added
 //   quantize                                  quantize_value of common/quant.h on four vectors
 #pragma once
 
@@ -31,6 +31,7 @@ namespace {
 
 struct VectorAvx512 {
   using Float = __m512;
+  using ByteSums = __m512i;  // 8 integers of 64 bits
   static constexpr int64_t kWidth = 16;
   static constexpr int kUnroll = 4;  // 8 would spill
 
@@ -93,25 +94,24 @@ struct VectorAvx512 {
   }
   static Float times_power_of_two(Float x, Float power) { return _mm512_scalef_ps(x, power); }
 
-  static void store_rounded(const Float (&x)[1], uint8_t* out) {
+  static void store_rounded(const Float (&x)[1], uint8_t* out, ByteSums& sums) {
     const __m512i q = _mm512_max_epi32(_mm512_cvtps_epi32(x[0]), _mm512_setzero_si512());
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm512_cvtusepi32_epi8(q));
+    const __m128i bytes = _mm512_cvtusepi32_epi8(q);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out), bytes);
+    add_bytes(_mm512_zextsi128_si512(bytes), sums);
   }
-  static void store_rounded(const Float (&x)[4], uint8_t* out) {
+  static void store_rounded(const Float (&x)[4], uint8_t* out, ByteSums& sums) {
     __m512i q[4];
     for (int i = 0; i < 4; ++i) q[i] = _mm512_cvtps_epi32(x[i]);
-    _mm512_storeu_si512(out,
-                        pack_u8x64(_mm512_packs_epi32(q[0], q[1]), _mm512_packs_epi32(q[2], q[3])));
+    const __m512i bytes =
+        pack_u8x64(_mm512_packs_epi32(q[0], q[1]), _mm512_packs_epi32(q[2], q[3]));
+    _mm512_storeu_si512(out, bytes);
+    add_bytes(bytes, sums);
   }
-  static int64_t sum(const uint8_t* x, int64_t n) {
-    __m512i sums_i64x8 = _mm512_setzero_si512();
-    for (int64_t i = 0; i < n; i += 64) {
-      const __mmask64 mask = n - i >= 64 ? ~__mmask64{0} : (__mmask64{1} << (n - i)) - 1;
-      const __m512i bytes = _mm512_maskz_loadu_epi8(mask, x + i);
-      sums_i64x8 = _mm512_add_epi64(sums_i64x8, _mm512_sad_epu8(bytes, _mm512_setzero_si512()));
-    }
-    return _mm512_reduce_add_epi64(sums_i64x8);
+  static void add_bytes(__m512i bytes, ByteSums& sums) {
+    sums = _mm512_add_epi64(sums, _mm512_sad_epu8(bytes, _mm512_setzero_si512()));
   }
+  static int64_t total(ByteSums sums) { return _mm512_reduce_add_epi64(sums); }
 
   // Four vectors of int32 that _mm512_packs_epi32 packed in pairs, in their order as bytes: undoes
   // the packs' 128-bit quarters.

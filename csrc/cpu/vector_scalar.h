@@ -13,6 +13,7 @@ namespace {
 
 struct VectorScalar {
   using Float = float;
+  using ByteSums = int64_t;
   static constexpr int64_t kWidth = 1;
   static constexpr int kUnroll = 1;  // vectors a long dependency chain is interleaved over
 
@@ -63,14 +64,10 @@ struct VectorScalar {
     return x;
   }
 
-  static void store_rounded(const Float (&x)[16], uint8_t* out) {
-    for (int i = 0; i < 16; ++i) out[i] = quantize_value(x[i], 1.0f, 0.0f);
+  static void store_rounded(const Float (&x)[16], uint8_t* out, ByteSums& sums) {
+    for (int i = 0; i < 16; ++i) sums += out[i] = quantize_value(x[i], 1.0f, 0.0f);
   }
-  static int64_t sum(const uint8_t* x, int64_t n) {
-    int64_t total = 0;
-    for (int64_t i = 0; i < n; ++i) total += x[i];
-    return total;
-  }
+  static int64_t total(ByteSums sums) { return sums; }
 
   static void quantize(const Float (&x)[4], Float r, Float z, uint8_t* out) {
     for (int i = 0; i < 4; ++i) out[i] = quantize_value(x[i], r, z);

@@ -1,4 +1,4 @@
-// Loop nest of attention. Key and value of every head are packed first. A task then takes some rows
+// Loop nest of attention. Key and value of all heads are packed first. A task then takes some rows
 // of the query of one head: products with the key in blocks, which become logits while they are in
 // L1; a softmax of each row; products of its uint8 weights with the value. The logits of a task
 // stay in L2, and the matrix of all logits never exists.
@@ -30,16 +30,13 @@ struct Problem {
   const gemm_s8_kernel& gemm;
   const attention_s8_kernel& kernel;
   const OperandKernels& operand_kernels;
-  HeadSizes sizes;
-  char* heads;  // operands of each batch and head
+  AttentionOperands operands;
   int64_t task_rows;
   int64_t task_distance;  // rows from a thread's task to its next, if all take turns
 
-  HeadOperands head(int64_t index) const {
-    return HeadOperands(heads + index * sizes.bytes(), sizes);
-  }
+  const HeadSizes& sizes() const { return operands.sizes; }
   int64_t row_blocks() const { return ceil_div(task_rows, gemm.rows); }
-  int64_t column_blocks() const { return ceil_div(sizes.padded_tokens, gemm.columns); }
+  int64_t column_blocks() const { return ceil_div(sizes().padded_tokens, gemm.columns); }
 };
 
 // Scratch memory of a task.
@@ -50,7 +47,7 @@ struct Workspace {
         blocks(p.column_blocks()) {
     const int64_t logit_count = p.row_blocks() * blocks * block_size;
     const int64_t words = logit_count + block_size + rows * (kMaxLanes + 3);
-    const int64_t bytes = rows * (p.sizes.key_depth + p.sizes.value_depth);
+    const int64_t bytes = rows * (p.sizes().key_depth + p.sizes().value_depth);
     acc = static_cast<int32_t*>(thread_scratch(
         kTaskSlot, static_cast<size_t>(words) * sizeof(int32_t) + static_cast<size_t>(bytes)));
     logits = acc + block_size;
@@ -59,7 +56,7 @@ struct Workspace {
     zero_point = scale + rows;
     sum = zero_point + rows;
     query = reinterpret_cast<uint8_t*>(sum + rows);
-    weights = query + rows * p.sizes.key_depth;
+    weights = query + rows * p.sizes().key_depth;
   }
 
   int32_t* block(int64_t row_block, int64_t column_block) const {
@@ -87,30 +84,30 @@ void quantize_rows_of_query(const Problem& p, const TaskRows& t, const Workspace
     const int64_t next = min_of(t.first + i + p.task_distance, p.args.tokens - 1);
     prefetch_head(p.args, p.args.query, t.batch * p.args.tokens + next, t.head);
     const QueryRow row = quantize_query(p.args, p.operand_kernels, t.batch, t.head, t.first + i,
-                                        p.sizes, w.query + i * p.sizes.key_depth);
+                                        p.sizes(), w.query + i * p.sizes().key_depth);
     w.scale[i] = softmax_factor(row.scale, p.args.scale);
     w.zero_point[i] = row.zero_point;
   }
   for (int64_t i = 0; i < t.count * kMaxLanes; ++i)
     w.largest[i] = -std::numeric_limits<float>::infinity();
   // Rows a block kernel may read beyond the last.
-  std::memset(w.query + t.count * p.sizes.key_depth, 0,
-              static_cast<size_t>((w.rows - t.count) * p.sizes.key_depth));
-  std::memset(w.weights + t.count * p.sizes.value_depth, 0,
-              static_cast<size_t>((w.rows - t.count) * p.sizes.value_depth));
+  std::memset(w.query + t.count * p.sizes().key_depth, 0,
+              static_cast<size_t>((w.rows - t.count) * p.sizes().key_depth));
+  std::memset(w.weights + t.count * p.sizes().value_depth, 0,
+              static_cast<size_t>((w.rows - t.count) * p.sizes().value_depth));
 }
 
 void compute_logits(const Problem& p, const TaskRows& t, const HeadOperands& head,
                     const Workspace& w) {
-  const int64_t depth = p.sizes.key_depth, panel_bytes = kPanelColumns * depth;
-  for (int64_t column = 0; column < p.sizes.padded_tokens; column += p.gemm.columns) {
-    const int64_t columns = min_of(p.gemm.columns, p.sizes.padded_tokens - column);
+  const int64_t depth = p.sizes().key_depth, panel_bytes = kPanelColumns * depth;
+  for (int64_t column = 0; column < p.sizes().padded_tokens; column += p.gemm.columns) {
+    const int64_t columns = min_of(p.gemm.columns, p.sizes().padded_tokens - column);
     const KeyColumns key{head.key_sum + column, head.key_scale + column, head.key_offset + column};
     for (int64_t row = 0; row < t.count; row += p.gemm.rows) {
       const int64_t rows = min_of(p.gemm.rows, t.count - row);
       int32_t* block = w.block(row / p.gemm.rows, column / p.gemm.columns);
       p.gemm.block({w.query + row * depth, depth, rows, head.key + column * depth, panel_bytes,
-                    columns / kPanelColumns, depth / kQuad, block});
+                    columns, depth / kQuad, block});
       p.kernel.logits({block, rows, p.gemm.columns, columns, w.zero_point + row, key,
                        w.largest + row * kMaxLanes});
     }
@@ -119,13 +116,13 @@ void compute_logits(const Problem& p, const TaskRows& t, const HeadOperands& hea
 
 void compute_weights(const Problem& p, const TaskRows& t, const Workspace& w) {
   for (int64_t row = 0; row < t.count; ++row) {
-    uint8_t* weights = w.weights + row * p.sizes.value_depth;
+    uint8_t* weights = w.weights + row * p.sizes().value_depth;
     const int32_t* logits = w.block(row / p.gemm.rows, 0) + row % p.gemm.rows * p.gemm.columns;
     const LogitRow u{reinterpret_cast<const float*>(logits), w.largest + row * kMaxLanes,
-                     p.sizes.padded_tokens, p.gemm.columns, w.block_size};
+                     p.sizes().padded_tokens, p.gemm.columns, w.block_size};
     const int64_t sum = p.kernel.softmax(u, w.scale[row], weights);
     w.sum[row] = static_cast<float>(sum);
-    for (int64_t column = p.sizes.padded_tokens; column < p.sizes.value_depth; ++column)
+    for (int64_t column = p.sizes().padded_tokens; column < p.sizes().value_depth; ++column)
       weights[column] = 0;
   }
 }
@@ -133,14 +130,14 @@ void compute_weights(const Problem& p, const TaskRows& t, const Workspace& w) {
 void multiply_value(const Problem& p, const TaskRows& t, const HeadOperands& head,
                     const Workspace& w) {
   const AttentionArgs& args = p.args;
-  const int64_t depth = p.sizes.value_depth, panel_bytes = kPanelColumns * depth;
+  const int64_t depth = p.sizes().value_depth, panel_bytes = kPanelColumns * depth;
   const int64_t size = element_bytes(args.out_dtype);
   for (int64_t row = 0; row < t.count; row += p.gemm.rows) {
     const int64_t rows = min_of(p.gemm.rows, t.count - row);
     for (int64_t column = 0; column < args.head_size; column += p.gemm.columns) {
       const int64_t columns = min_of(p.gemm.columns, args.head_size - column);
       p.gemm.block({w.weights + row * depth, depth, rows, head.value + column * depth, panel_bytes,
-                    ceil_div(columns, kPanelColumns), depth / kQuad, w.acc});
+                    columns, depth / kQuad, w.acc});
       for (int64_t i = 0; i < rows; ++i) {
         const int64_t token = t.batch * args.tokens + t.first + row + i;
         const int64_t index = (token * args.heads + t.head) * args.head_size + column;
@@ -153,7 +150,7 @@ void multiply_value(const Problem& p, const TaskRows& t, const HeadOperands& hea
 
 void run_task(const Problem& p, const TaskRows& t) {
   const Workspace w(p);
-  const HeadOperands head = p.head(t.batch * p.args.heads + t.head);
+  const HeadOperands head = p.operands.head(t.batch * p.args.heads + t.head);
   quantize_rows_of_query(p, t, w);
   if (p.gemm.begin != nullptr) p.gemm.begin();
   compute_logits(p, t, head, w);
@@ -189,14 +186,18 @@ void attention_s8(const AttentionArgs& args) {
                         gemm,
                         kernel,
                         operand_kernels,
-                        sizes,
-                        memory,
+                        {sizes, memory},
                         task_rows,
                         num_threads() * task_rows};
-  parallel_for(2 * heads, [&](int64_t task) {
-    const int64_t head = task / 2;
-    const auto pack = task % 2 == 0 ? pack_key : pack_value;
-    pack(args, operand_kernels, head / args.heads, head % args.heads, sizes, problem.head(head));
+  const int64_t panels = sizes.padded_tokens / kPanelColumns;
+  parallel_for(heads + args.batch * panels, [&](int64_t task) {
+    const int64_t panel = task - heads;
+    if (panel < 0) {
+      pack_value(args, operand_kernels, task / args.heads, task % args.heads, problem.operands);
+    } else {
+      pack_key(args, operand_kernels, panel / panels, panel % panels * kPanelColumns,
+               problem.operands);
+    }
   });
   const int64_t tasks = ceil_div(args.tokens, problem.task_rows);
   parallel_for(heads * tasks, [&](int64_t task) {

@@ -30,6 +30,7 @@ struct AttentionS8Body {
   // Vectors of columns of the key that stay in three registers each, of the 16 or 32 of a level.
   static constexpr int kKeyVectors = W < kMaxLanes ? kVectors : V::kUnroll;
   using Float = typename V::Float;
+  using ByteSums = typename V::ByteSums;
 
   static void magnitudes(const void* x, DType dtype, int64_t n, float* smallest) {
     with_elements(x, dtype, [&](const auto* elements) {
@@ -85,31 +86,33 @@ struct AttentionS8Body {
     for (; j < block.columns; j += kMaxLanes) logit_columns<kVectors>(block, j);
   }
 
-  // p of N vectors of logits.
+  // p of N vectors of logits. Inlined so that the constants stay in registers over all of a row.
   template <int N>
-  static void softmax_columns(const float* u, Float largest, Float c, uint8_t* p) {
+  [[gnu::always_inline]] static void softmax_columns(const float* u, Float largest, Float c,
+                                                     uint8_t* p, ByteSums& sums) {
     Float t[N], e[N];
     for (int v = 0; v < N; ++v) t[v] = V::mul(V::sub(V::load(u + v * W), largest), c);
     exp2_times_255<V>(t, e);
-    V::store_rounded(e, p);
+    V::store_rounded(e, p, sums);
   }
 
   static int64_t softmax(const LogitRow& row, float c, uint8_t* p) {
     Float most = V::load(row.largest);
     for (int v = 1; v < kVectors; ++v) most = V::max(V::load(row.largest + v * W), most);
     const Float largest_v = V::set(V::max_lane(most)), c_v = V::set(c);
+    ByteSums sums{};
     const float* block = row.u;
     for (int64_t first = 0; first < row.columns; first += row.block_columns) {
       const int64_t left = row.columns - first;
       const int64_t columns = left < row.block_columns ? left : row.block_columns;
       int64_t j = 0;
       for (; j + kStep <= columns; j += kStep)
-        softmax_columns<kStep / W>(block + j, largest_v, c_v, p + first + j);
+        softmax_columns<kStep / W>(block + j, largest_v, c_v, p + first + j, sums);
       for (; j < columns; j += kMaxLanes)
-        softmax_columns<kVectors>(block + j, largest_v, c_v, p + first + j);
+        softmax_columns<kVectors>(block + j, largest_v, c_v, p + first + j, sums);
       block += row.block_stride;
     }
-    return V::sum(p, row.columns);
+    return V::total(sums);
   }
 
   template <typename T>

@@ -16,8 +16,6 @@ constexpr int kBytesSlot = 2;  // quantised rows before they are put in panels
 // int8 is quantised as uint8 with this zero-point, whose high bit is then flipped.
 constexpr float kSignedZero = 128.0f;
 constexpr uint8_t kSignedZeroByte = 128;
-// How far in front of a loop over tokens they are prefetched.
-constexpr int64_t kTokensAhead = 8;
 
 // The channels of a head in row `row` of x (batch * tokens, heads * head_size).
 const void* head_of_row(const AttentionArgs& args, const void* x, int64_t row, int64_t head) {
@@ -52,41 +50,49 @@ void prefetch_head(const AttentionArgs& args, const void* x, int64_t row, int64_
   __builtin_prefetch(last);
 }
 
-void pack_key(const AttentionArgs& args, const OperandKernels& kernels, int64_t batch, int64_t head,
-              const HeadSizes& sizes, const HeadOperands& out) {
-  const int64_t depth = sizes.key_depth;
+void pack_key(const AttentionArgs& args, const OperandKernels& kernels, int64_t batch,
+              int64_t token_first, const AttentionOperands& out) {
+  const int64_t depth = out.sizes.key_depth;
   auto* row = static_cast<uint8_t*>(thread_scratch(kBytesSlot, static_cast<size_t>(depth)));
   std::memset(row, kSignedZeroByte, static_cast<size_t>(depth));
-  std::memset(out.key, 0, static_cast<size_t>(sizes.key_bytes()));
-  const int64_t first = batch * args.kv_tokens;
-  for (int64_t token = 0; token < args.kv_tokens; ++token) {
-    prefetch_head(args, args.key, first + min_of(token + kTokensAhead, args.kv_tokens - 1), head);
-    const void* x = head_of_row(args, args.key, first + token, head);
-    float range[2] = {0.0f, 0.0f};
-    kernels.quantize.range(x, args.dtype, args.head_size, range);
-    const float scale = symmetric_scale(magnitude(range));
-    kernels.quantize.quantize(x, args.dtype, args.head_size, 1.0f / scale, kSignedZero, row);
-    int8_t* panel = out.key + token / kPanelColumns * kPanelColumns * depth;
-    int32_t sum = 0;
-    for (int64_t quad = 0; quad < depth / kQuad; ++quad) {
-      int8_t* target = panel + quad * kQuadBytes + token % kPanelColumns * kQuad;
-      for (int64_t i = 0; i < kQuad; ++i) {
-        target[i] = static_cast<int8_t>(row[quad * kQuad + i] ^ kSignedZeroByte);
-        sum += target[i];
+  const int64_t token_end = token_first + kPanelColumns;
+  for (int64_t token = token_first; token < min_of(token_end, args.kv_tokens); ++token) {
+    for (int64_t head = 0; head < args.heads; ++head) {
+      const HeadOperands operands = out.head(batch * args.heads + head);
+      const void* x = head_of_row(args, args.key, batch * args.kv_tokens + token, head);
+      float range[2] = {0.0f, 0.0f};
+      kernels.quantize.range(x, args.dtype, args.head_size, range);
+      const float scale = symmetric_scale(magnitude(range));
+      kernels.quantize.quantize(x, args.dtype, args.head_size, 1.0f / scale, kSignedZero, row);
+      int8_t* target = operands.key + token_first * depth + (token - token_first) * kQuad;
+      int32_t sum = 0;
+      for (int64_t quad = 0; quad < depth / kQuad; ++quad, target += kQuadBytes) {
+        for (int64_t i = 0; i < kQuad; ++i) {
+          target[i] = static_cast<int8_t>(row[quad * kQuad + i] ^ kSignedZeroByte);
+          sum += target[i];
+        }
       }
+      operands.key_sum[token] = static_cast<float>(sum);
+      operands.key_scale[token] = scale;
+      operands.key_offset[token] = 0.0f;
     }
-    out.key_sum[token] = static_cast<float>(sum);
-    out.key_scale[token] = scale;
-    out.key_offset[token] = 0.0f;
   }
-  for (int64_t token = args.kv_tokens; token < sizes.padded_tokens; ++token) {
-    out.key_sum[token] = out.key_scale[token] = 0.0f;
-    out.key_offset[token] = -std::numeric_limits<float>::infinity();
+  for (int64_t token = max_of(token_first, args.kv_tokens); token < token_end; ++token) {
+    for (int64_t head = 0; head < args.heads; ++head) {
+      const HeadOperands operands = out.head(batch * args.heads + head);
+      int8_t* target = operands.key + token_first * depth + (token - token_first) * kQuad;
+      for (int64_t quad = 0; quad < depth / kQuad; ++quad, target += kQuadBytes)
+        std::memset(target, 0, kQuad);
+      operands.key_sum[token] = operands.key_scale[token] = 0.0f;
+      operands.key_offset[token] = -std::numeric_limits<float>::infinity();
+    }
   }
 }
 
 void pack_value(const AttentionArgs& args, const OperandKernels& kernels, int64_t batch,
-                int64_t head, const HeadSizes& sizes, const HeadOperands& out) {
+                int64_t head, const AttentionOperands& operands) {
+  const HeadSizes& sizes = operands.sizes;
+  const HeadOperands out = operands.head(batch * args.heads + head);
   const int64_t channels = sizes.padded_channels;
   const auto row = [&](int64_t token) {
     return head_of_row(args, args.value, batch * args.kv_tokens + token, head);

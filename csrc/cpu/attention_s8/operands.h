@@ -50,6 +50,16 @@ struct HeadOperands {
   float* value_scale;                       // (padded_channels)
 };
 
+// The operands of all heads of all images.
+struct AttentionOperands {
+  HeadSizes sizes;
+  char* memory;  // images * heads * sizes.bytes()
+
+  HeadOperands head(int64_t index) const {
+    return HeadOperands(memory + index * sizes.bytes(), sizes);
+  }
+};
+
 struct OperandKernels {
   const quantize_kernel& quantize;
   const attention_s8_kernel& attention;
@@ -59,11 +69,12 @@ struct OperandKernels {
 // pieces of a line or two, far apart, which no hardware foresees.
 void prefetch_head(const AttentionArgs& args, const void* x, int64_t row, int64_t head);
 
-// int8, symmetric: the key with a scale per token, the value with a scale per channel.
-void pack_key(const AttentionArgs& args, const OperandKernels& kernels, int64_t batch, int64_t head,
-              const HeadSizes& sizes, const HeadOperands& out);
+// int8, symmetric. The key has a scale per token: a panel of 16 tokens of all heads, whose rows are
+// then read from end to end. The value has a scale per channel: all tokens of a head.
+void pack_key(const AttentionArgs& args, const OperandKernels& kernels, int64_t batch,
+              int64_t token_first, const AttentionOperands& operands);
 void pack_value(const AttentionArgs& args, const OperandKernels& kernels, int64_t batch,
-                int64_t head, const HeadSizes& sizes, const HeadOperands& out);
+                int64_t head, const AttentionOperands& operands);
 
 // out (key_depth, 0 beyond head_size) <- uint8 of a row of the query by its own range; returns its
 // scale and zero-point.

@@ -126,7 +126,7 @@ void block_16x16(const GemmBlock& p) {
 
 void block(const GemmBlock& p) {
   const bool two_row_tiles = p.rows > kTileRows;
-  if (p.panels == 2) {
+  if (p.columns > kPanelColumns) {
     two_row_tiles ? block_32x32(p) : block_16x32(p);
   } else {
     two_row_tiles ? block_32x16(p) : block_16x16(p);

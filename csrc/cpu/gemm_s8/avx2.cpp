@@ -5,8 +5,8 @@
 // columns becomes one vector of 16 int16; its int32 sums come in pairs per column that are added at
 // the end. The rows are widened once per block, into a buffer on the stack a slice of k at a time;
 // weights once per 6 rows. Registers: 12 accumulators (6 rows x 8 columns), 2 weights, 1 broadcast,
-// 1 product; the 16 columns of a panel are two passes over the slice, and the four panels of a
-// block share the widened rows. Bound: 26 operations on three vector ports per 192 products.
+// 1 product; the 16 columns of a panel are two passes over the slice, and all passes of a block
+// share the widened rows. Bound: 26 operations on three vector ports per 192 products.
 //
 // Weights of 4 bits let VPMADDUBSW multiply bytes: a sum of 8 products is at most 8 * 255 * 15 =
 // 30,600, so four quads are added in 16 bits before VPMADDWD by ones widens them. That is 9
@@ -70,6 +70,11 @@ void accumulate(const int16_t* a, const int8_t* b, int64_t quads, int32_t* acc) 
   }
 }
 
+// The first quad of the half panel that begins with `column`.
+const int8_t* half_panel(const GemmBlock& p, int64_t column) {
+  return p.b + column / kPanelColumns * p.panel_bytes + column % kPanelColumns * kQuad;
+}
+
 template <int Rows>
 void block_of(const GemmBlock& p) {
   alignas(32) int16_t a[Rows * kSlice];
@@ -78,12 +83,8 @@ void block_of(const GemmBlock& p) {
     const int64_t quads = min_of(p.quads - first, kSlice / kQuad);
     for (int i = 0; i < Rows; ++i)
       widen(p.a + i * p.lda + first * kQuad, quads * kQuad, a + i * kSlice);
-    for (int64_t panel = 0; panel < p.panels; ++panel) {
-      const int8_t* b = p.b + panel * p.panel_bytes + first * kQuadBytes;
-      int32_t* acc = p.acc + panel * kPanelColumns;
-      accumulate<Rows>(a, b, quads, acc);
-      accumulate<Rows>(a, b + kHalfPanel * kQuad, quads, acc + kHalfPanel);
-    }
+    for (int64_t column = 0; column < p.columns; column += kHalfPanel)
+      accumulate<Rows>(a, half_panel(p, column) + first * kQuadBytes, quads, p.acc + column);
   }
 }
 
@@ -134,10 +135,9 @@ void block_s4_of(const GemmBlock& p) {
   std::memset(p.acc, 0, sizeof(int32_t) * Rows * kColumns);
   for (int64_t first = 0; first < p.quads; first += kSliceS4 / kQuad) {
     const int64_t quads = min_of(p.quads - first, kSliceS4 / kQuad);
-    for (int64_t half = 0; half < 2 * p.panels; ++half) {
-      const int8_t* b = p.b + half / 2 * p.panel_bytes + first * kQuadBytes;
-      accumulate_s4<Rows>(p.a + first * kQuad, p.lda, b + half % 2 * kHalfPanel * kQuad, quads,
-                          p.acc + half * kHalfPanel);
+    for (int64_t column = 0; column < p.columns; column += kHalfPanel) {
+      accumulate_s4<Rows>(p.a + first * kQuad, p.lda, half_panel(p, column) + first * kQuadBytes,
+                          quads, p.acc + column);
     }
   }
 }

@@ -94,7 +94,6 @@ void run_block(const Problem& p, const Rows& a, int64_t first_row, const int8_t*
                int64_t group_first, Range rows, Range columns, int32_t* acc) {
   const int64_t panel_bytes = packed_panel_bytes(p.k);
   const int64_t row_count = rows.end - rows.begin, column_count = columns.end - columns.begin;
-  const int64_t panels = ceil_div(column_count, kPanelColumns);
   const int8_t* b = weight + (columns.begin - group_first) / kPanelColumns * panel_bytes;
   // What the epilogue reads and writes comes while the products are computed.
   prefetch_block(p.epilogue.out, p.epilogue.out_dtype, p.n, rows, columns);
@@ -102,11 +101,12 @@ void run_block(const Problem& p, const Rows& a, int64_t first_row, const int8_t*
   if (a.addresses != nullptr) {
     const StripSource& strips = *p.source.strips;
     p.kernel.strip_block({a.addresses + rows.begin - first_row, row_count, strips.strips,
-                          strips.strip_stride, strips.strip_quads, b, panel_bytes, panels, acc});
+                          strips.strip_stride, strips.strip_quads, b, panel_bytes, column_count,
+                          acc});
   } else {
     const auto block = p.weight.zero_point == nullptr ? p.kernel.block : p.kernel.block_s4;
     block({a.data + (rows.begin - first_row) * a.stride, a.stride, row_count, b, panel_bytes,
-           panels, packed_k(p.k) / kQuad, acc});
+           column_count, packed_k(p.k) / kQuad, acc});
   }
   p.store.store({acc, p.kernel.columns, rows.begin, row_count, columns.begin, column_count, p.n},
                 p.epilogue);

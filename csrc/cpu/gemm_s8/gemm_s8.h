@@ -5,14 +5,15 @@
 
 namespace tfq::cpu {
 
-// One block of sums: acc[i][j] = sum over k of a[i][k] * b[j][k].
+// One block of sums: acc[i][j] = sum over k of a[i][k] * b[j][k]. Beyond the columns, up to a
+// multiple of 16, anything may be stored.
 struct GemmBlock {
   const uint8_t* a;     // rows x (4 * quads) bytes
   int64_t lda;          // bytes between rows
   int64_t rows;         // 1 .. kernel.rows
   const int8_t* b;      // first packed panel
   int64_t panel_bytes;  // bytes between panels
-  int64_t panels;       // 1 .. kernel.columns / 16
+  int64_t columns;      // 1 .. kernel.columns
   int64_t quads;        // quads of k: 4 * quads is a multiple of kernel.k_step
   int32_t* acc;         // (kernel.rows, kernel.columns), 64-byte aligned
 };
@@ -24,7 +25,7 @@ struct StripBlock {
   int64_t row_count;           // 1 .. kernel.rows
   int64_t strips, strip_stride, strip_quads;
   const int8_t* b;
-  int64_t panel_bytes, panels;
+  int64_t panel_bytes, columns;
   int32_t* acc;
 };
 
