@@ -8,6 +8,7 @@
 #include "common/parallel.h"
 #include "common/quant.h"
 #include "cpu/element_type.h"
+#include "cpu/prefetch.h"
 
 namespace tfq::cpu {
 namespace {
@@ -43,11 +44,8 @@ void interleave_rows(const uint8_t* rows, int64_t stride, int8_t* target) {
 }  // namespace
 
 void prefetch_head(const AttentionArgs& args, const void* x, int64_t row, int64_t head) {
-  constexpr int64_t kLine = 64;
-  const auto* at = static_cast<const char*>(head_of_row(args, x, row, head));
-  const char* last = at + args.head_size * element_bytes(args.dtype) - 1;
-  for (; at < last; at += kLine) __builtin_prefetch(at);
-  __builtin_prefetch(last);
+  prefetch_lines<0, 3>(head_of_row(args, x, row, head),
+                       args.head_size * element_bytes(args.dtype));
 }
 
 void pack_key(const AttentionArgs& args, const OperandKernels& kernels, int64_t batch,

@@ -10,6 +10,7 @@
 #include "cpu/expand_s4/expand_s4.h"
 #include "cpu/gemm_s8/packed_layout.h"
 #include "cpu/gemm_s8/schedule.h"
+#include "cpu/prefetch.h"
 #include "cpu/registry.h"
 
 namespace tfq::cpu {
@@ -75,8 +76,6 @@ Rows fetch_rows(const Problem& p, Range rows) {
   return {copy, stride, nullptr};
 }
 
-constexpr int64_t kLine = 64;
-
 // Brings a block of a row-major matrix of n columns to the cache: its rows are pieces of a line or
 // two, far apart, which no hardware foresees.
 void prefetch_block(const void* matrix, DType dtype, int64_t n, Range rows, Range columns) {
@@ -84,8 +83,7 @@ void prefetch_block(const void* matrix, DType dtype, int64_t n, Range rows, Rang
   const int64_t size = element_bytes(dtype);
   for (int64_t row = rows.begin; row < rows.end; ++row) {
     const char* at = static_cast<const char*>(matrix) + (row * n + columns.begin) * size;
-    const char* end = at + (columns.end - columns.begin) * size;
-    for (; at < end; at += kLine) __builtin_prefetch(at, 1);
+    prefetch_lines<1, 3>(at, (columns.end - columns.begin) * size);
   }
 }
 
@@ -127,8 +125,9 @@ class Prefetch {
   }
 
   void step() {
-    const char* stop = end_ - at_ > slice_ ? at_ + slice_ : end_;
-    for (; at_ < stop; at_ += kLine) __builtin_prefetch(at_, 0, 2);
+    const int64_t bytes = min_of(end_ - at_, slice_);
+    prefetch_lines<0, 2>(at_, bytes);
+    at_ += bytes;
   }
 
  private:
