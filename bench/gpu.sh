@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that needs a CUDA card, in parts of at most ten minutes:
+# Everything that needs a CUDA card, in parts of at most ten minutes, or of TFQ_PART_SECONDS:
 #
 #   bash bench/gpu.sh [build] [test] [sanitize] [bench] [sweep] [unets] [ncu]   (default: all, in this order)
 #   bash bench/gpu.sh dry        the scripts on the CPU, with tiny shapes: whether they run, not how fast
@@ -8,10 +8,13 @@
 # bench/results/<card>/ (kernels-cuda.json, sweep.json, dispatch.json, unet-cuda.json), and tables on the
 # output. A part that ran out of time goes on where it was when it is called again. "sweep" ends in the
 # package's own table of choices, tfq/ops/dispatch.json: build again before "unets", which runs by it.
-# Three runs of half an hour in all: "build test sanitize bench", "sweep build", "unets ncu".
+# Three runs of half an hour in all: "build test sanitize bench", "sweep build", "unets ncu". With a
+# card for a quarter of an hour: a wheel built before, for its architecture and Python, and
+# "TFQ_PART_SECONDS=180 bash bench/gpu.sh test bench unets", then again what ran out of time.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-limit=600
+limit=${TFQ_PART_SECONDS:-600}
+measuring=(--limit "$((limit * 9 / 10))") # the scripts stop by themselves, with their results written
 failed=()
 
 part() {
@@ -48,11 +51,11 @@ sanitize() {
   done
 }
 
-bench() { part bench python bench/gpu.py; }
+bench() { part bench python bench/gpu.py "${measuring[@]}"; }
 
-sweep() { part sweep python bench/sweep.py --install; }
+sweep() { part sweep python bench/sweep.py --install "${measuring[@]}"; }
 
-unets() { part unets python bench/gpu_unet.py; }
+unets() { part unets python bench/gpu_unet.py "${measuring[@]}"; }
 
 # Why a kernel takes the time it takes: pipes, caches and stalls of some launches.
 ncu_reports() {

@@ -8,7 +8,7 @@
 // key, rows of value, two floats a token of the key; rows are 16 bytes longer than their data, an odd
 // number of 16-byte units, which puts the eight rows ldmatrix reads at a time into different banks.
 //
-// Some 27 instructions a logit on the float and integer pipes limit it for heads of up to 128 channels,
+// Some 26 instructions a logit on the float and integer pipes limit it for heads of up to 128 channels,
 // not the products. Rows of the query a block has decide what is read from L2: 1.5 bytes a logit at 64
 // channels. Not measured on a card yet.
 #pragma once
