@@ -9,7 +9,8 @@
 # output. A part that ran out of time goes on where it was when it is called again. "sweep" ends in the
 # package's own table of choices, tfq/ops/dispatch.json: build again before "unets", which runs by it.
 # Three runs of half an hour in all: "build test sanitize bench", "sweep build", "unets ncu". With a
-# card for a quarter of an hour: a wheel built before, for its architecture and Python, and
+# card for a quarter of an hour: a wheel built before, where no card is needed (PYTHON=python3.12
+# TFQ_CUDA=ON TFQ_CUDA_ARCHS=90a-real bash .ci/wheel dist; 5 minutes on two cores), and
 # "TFQ_PART_SECONDS=180 bash bench/gpu.sh test bench unets", then again what ran out of time.
 set -uo pipefail
 cd "$(dirname "$0")/.."
