@@ -53,19 +53,20 @@ void pack_key(const AttentionArgs& args, const OperandKernels& kernels, int64_t 
   const int64_t depth = out.sizes.key_depth;
   auto* row = static_cast<uint8_t*>(thread_scratch(kBytesSlot, static_cast<size_t>(depth)));
   std::memset(row, kSignedZeroByte, static_cast<size_t>(depth));
-  const int64_t token_end = token_first + kPanelColumns;
-  const auto first_quad = [&](const HeadOperands& operands, int64_t token) {
-    return operands.key + token_first * depth + (token - token_first) * kQuad;
-  };
-  for (int64_t token = token_first; token < min_of(token_end, args.kv_tokens); ++token) {
+  for (int64_t token = token_first; token < token_first + kPanelColumns; ++token) {
+    const bool padding = token >= args.kv_tokens;
+    if (padding) std::memset(row, kSignedZeroByte, static_cast<size_t>(depth));
     for (int64_t head = 0; head < args.heads; ++head) {
       const HeadOperands operands = out.head(batch * args.heads + head);
-      const void* x = head_of_row(args, args.key, batch * args.kv_tokens + token, head);
-      float range[2] = {0.0f, 0.0f};
-      kernels.quantize.range(x, args.dtype, args.head_size, range);
-      const float scale = symmetric_scale(magnitude(range));
-      kernels.quantize.quantize(x, args.dtype, args.head_size, 1.0f / scale, kSignedZero, row);
-      int8_t* target = first_quad(operands, token);
+      float scale = 0.0f;
+      if (!padding) {
+        const void* x = head_of_row(args, args.key, batch * args.kv_tokens + token, head);
+        float range[2] = {0.0f, 0.0f};
+        kernels.quantize.range(x, args.dtype, args.head_size, range);
+        scale = symmetric_scale(magnitude(range));
+        kernels.quantize.quantize(x, args.dtype, args.head_size, 1.0f / scale, kSignedZero, row);
+      }
+      int8_t* target = operands.key + token_first * depth + (token - token_first) * kQuad;
       int32_t sum = 0;
       for (int64_t quad = 0; quad < depth / kQuad; ++quad, target += kQuadBytes) {
         for (int64_t i = 0; i < kQuad; ++i) {
@@ -75,17 +76,7 @@ void pack_key(const AttentionArgs& args, const OperandKernels& kernels, int64_t 
       }
       operands.key_sum[token] = static_cast<float>(sum);
       operands.key_scale[token] = scale;
-      operands.key_offset[token] = 0.0f;
-    }
-  }
-  for (int64_t token = max_of(token_first, args.kv_tokens); token < token_end; ++token) {
-    for (int64_t head = 0; head < args.heads; ++head) {
-      const HeadOperands operands = out.head(batch * args.heads + head);
-      int8_t* target = first_quad(operands, token);
-      for (int64_t quad = 0; quad < depth / kQuad; ++quad, target += kQuadBytes)
-        std::memset(target, 0, kQuad);
-      operands.key_sum[token] = operands.key_scale[token] = 0.0f;
-      operands.key_offset[token] = -std::numeric_limits<float>::infinity();
+      operands.key_offset[token] = padding ? -std::numeric_limits<float>::infinity() : 0.0f;
     }
   }
 }
