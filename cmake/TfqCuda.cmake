@@ -19,6 +19,7 @@ set(_tfq_cuda_kernels
   csrc/cuda/dequantize_weight.cu
   csrc/cuda/gemm_s8_sm80.cu
   csrc/cuda/gemm_s8_sm90.cu
+  csrc/cuda/image_enlarge.cu
   csrc/cuda/image_quantize.cu
   csrc/cuda/row_quantize.cu
   csrc/cuda/temporal_gather.cu)
@@ -51,8 +52,10 @@ set(CMAKE_CUDA_STANDARD 17)
 set(CMAKE_CUDA_STANDARD_REQUIRED ON)
 message(STATUS "tfq CUDA: on (nvcc ${CMAKE_CUDA_COMPILER_VERSION}, architectures ${TFQ_CUDA_ARCHS})")
 list(APPEND TFQ_CUDA_SOURCES
+  csrc/cuda/conv2d_s8.cpp
   csrc/cuda/device.cpp
   csrc/cuda/gemm_s8.cpp
+  csrc/cuda/overlap.cpp
   csrc/cuda/product_launch.cpp
   csrc/cuda/tensor_map.cpp
   ${_tfq_cuda_kernels})

@@ -106,13 +106,29 @@ class Simt:
 
         def call(n, weight, epilogue, native_options):
             self.native.cuda_gemm_s8(
-                x.data_ptr(), rows, n, k, weight.data_ptr(), epilogue, (*native_options, 0), NOWHERE
+                x.data_ptr(),
+                rows,
+                n,
+                k,
+                weight.data_ptr(),
+                epilogue,
+                (*native_options, 0, 0),
+                NOWHERE,
             )
 
         return self._product((rows,), call, (x,), *operands, **options)
 
     def conv2d_s8(
-        self, x, *operands, kernel_size, stride=1, padding=0, upsample=1, x2=None, **options
+        self,
+        x,
+        *operands,
+        kernel_size,
+        stride=1,
+        padding=0,
+        upsample=1,
+        x2=None,
+        enlarge=True,
+        **options,
     ):
         batch, channels, height, width = x.shape
         kernel, stride, pads = normalize_padding(kernel_size, stride, padding)
@@ -125,15 +141,18 @@ class Simt:
             )  # fmt: skip
             second = (0, 0) if x2 is None else (x2.data_ptr(), x2.shape[1])
             sums = _cuda.tap_sums(weight, n, kernel[0] * kernel[1], channels + second[1])
+            size = self.native.cuda_enlarged_bytes(geometry, second[1], 0) if enlarge else 0
+            enlarged, check = guarded_empty((size,), torch.uint8)
             self.native.cuda_conv2d_s8(
                 x.data_ptr(),
                 *second,
                 geometry,
                 weight.data_ptr(),
                 epilogue,
-                (*native_options, sums.data_ptr()),
+                (*native_options, sums.data_ptr(), enlarged.data_ptr() if size else 0),
                 NOWHERE,
             )
+            check()
 
         out = self._product((batch, out_h, out_w), call, (x, x2), *operands, **options)
         return out.permute(0, 3, 1, 2)

@@ -24,6 +24,7 @@ SOURCES = (
     "gemm_s8_sm80",
     "conv2d_s8_sm80",
     "image_quantize",
+    "image_enlarge",
     "row_quantize",
     "dequantize_weight",
     "temporal_gather",
@@ -151,8 +152,8 @@ def sm90_tile(kernel):
 
 
 SM90_TILES = sum("x128_" in tile for tile in _C.cuda_tiles())
-# GEGLU has a kernel of its own.
-SM90_KERNELS = {"gemm_s8_sm90": 2 * SM90_TILES, "conv2d_s8_sm90": SM90_TILES}
+# GEGLU has a kernel of its own, and so have units of 64 and of 128 channels.
+SM90_KERNELS = {"gemm_s8_sm90": 2 * SM90_TILES, "conv2d_s8_sm90": 2 * SM90_TILES}
 
 
 @pytest.fixture(scope="module")
@@ -203,6 +204,16 @@ def test_hopper_multiplies_with_wgmma_and_copies_with_tma(hopper, source):
         assert (total(counts, "USETMAXREG") == 2) == (warpgroups == 2), name
         assert total(counts, "LDL") == total(counts, "STL") == 0, f"{name} uses local memory"
         assert total(counts, "STG.E.128") > 0 and total(counts, "LDG.E.128") > 0, name
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("source", SOURCES[2:])
+def test_launches_before_are_waited_for_once(built, source, arch):
+    """From sm_90 on; a card before it has no such launches, nor the instruction."""
+    kernels = instructions(tool("nvdisasm"), built[0] / f"{source}.{arch}.cubin")
+    for name, counts in kernels.items():
+        waits = int(arch.rstrip("a")) >= 90
+        assert total(counts, "ACQBULK") == total(counts, "PREEXIT") == waits, (name, counts)
 
 
 @pytest.mark.parametrize("arch", ["80", "90"])

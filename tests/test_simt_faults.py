@@ -50,8 +50,9 @@ from tfq import ops, reference
     TOKENS_IN_ORDER,
     PADDING_HAS_WEIGHT,
     LARGEST_OF_OWN_TOKENS,
+    BEGIN_BEFORE_LAUNCHES,
     COUNT,
-) = range(1, 34)
+) = range(1, 35)
 
 
 @pytest.fixture(scope="module")

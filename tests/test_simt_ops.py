@@ -76,6 +76,18 @@ def test_products(on_cuda):
     assert_same_bits(ops.conv2d_s8(**operands), reference.conv2d_s8(**operands))
 
 
+def test_images_are_enlarged_on_hopper(on_cuda):
+    operands = conv_operands((1, 128, 8, 8, 160, 3, 1, 1, 2))
+    on_cuda.set_device(*simt_native.HOPPER)
+    on_cuda.reset_counters()
+    try:
+        assert_same_bits(ops.conv2d_s8(**operands), reference.conv2d_s8(**operands))
+    finally:
+        on_cuda.set_device(*simt_native.DEVICE)
+    counters = on_cuda.counters()
+    assert counters["launches"] == 2 and counters["last_kernel"].endswith("_sm90")
+
+
 def test_weights_of_4_bits(on_cuda):
     operands = gemm_operands(70, 72, 80) | weight_operands_s4((72, 80))
     assert_same_bits(ops.gemm_s8(**operands), reference.gemm_s8(**operands))

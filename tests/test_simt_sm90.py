@@ -8,8 +8,7 @@ import pytest
 import simt_native
 import torch
 from operands import conv_operands, gemm_operands, random_qparams
-from simt_cases import CONVS, FLOATS, TILES_SM90, check_epilogue
-from test_simt_faults import FINISH_BEFORE_LAUNCHES
+from simt_cases import CONVS, FLOATS, TILES_SM90
 from tolerance import assert_quantized_close, assert_same_bits
 
 from tfq import reference
@@ -81,7 +80,8 @@ def test_pointwise_convolution_is_a_gemm(simt, tile, groups):
 @pytest.mark.parametrize("tile", TILES_SM90)
 @pytest.mark.parametrize("order, lazy", simt_native.SCHEDULES)
 def test_conv_under_every_schedule(simt, tile, order, lazy):
-    operands = conv_operands((3, 80, 9, 13, 168, 3, 1, 1, 1))
+    channels = 128 if order % 2 else 80  # units of 128 and of 64
+    operands = conv_operands((3, channels, 9, 13, 168, 3, 1, 1, 1))
     simt.schedule(order, lazy, seed=order)
     assert_same_bits(simt.conv2d_s8(**operands, tile=tile), reference.conv2d_s8(**operands))
     assert simt.native.counters()["last_kernel"] == f"conv2d_s8_{tile}_sm90"
@@ -106,55 +106,6 @@ def test_split_conv_is_exact_and_leaves_zeros(simt, splits):
     assert not bool(simt.workspace.any())
 
 
-@pytest.fixture
-def overlapping(simt):
-    """Launches begin before those that made their operands have ended."""
-    workspace = simt.workspace
-    simt.workspace = torch.zeros(1 << 17, dtype=torch.int32)
-    simt.overlapping = True
-    yield
-    simt.overlapping, simt.workspace = False, workspace
-
-
-@pytest.mark.usefixtures("overlapping")
-@pytest.mark.parametrize("tile", TILES_SM90)
-@pytest.mark.parametrize("order, lazy", simt_native.SCHEDULES)
-def test_nothing_is_read_or_written_before_the_launches_before_have_ended(simt, tile, order, lazy):
-    simt.schedule(order, lazy, seed=order)
-    check_epilogue(simt, gemm_operands(140, 72, 272), ("both", torch.bfloat16, 2, 2), tile)
-    check_epilogue(
-        simt, conv_operands((2, 32, 8, 9, 40, 3, 1, 1, 1)), ("both", torch.float32, 2, 2), tile
-    )
-
-
-@pytest.mark.usefixtures("overlapping")
-def test_split_k_waits_for_the_launches_before(simt):
-    operands = gemm_operands(130, 72, 1040)
-    for _ in range(2):
-        actual = simt.gemm_s8(**operands, tile="64x160x128_wg1", splits=2)
-        assert_same_bits(actual, reference.gemm_s8(**operands))
-    assert not bool(simt.workspace.any())
-
-
-@pytest.mark.usefixtures("overlapping")
-@pytest.mark.parametrize("overlaps", [True, False])
-def test_launches_need_not_overlap(simt, overlaps):
-    """A launch that does not, begins after those before: the faults of those that do are none."""
-    operands = gemm_operands(70, 72, 272)
-    simt.schedule(fault=FINISH_BEFORE_LAUNCHES)
-    simt.native.cuda_set_overlapping_launches(overlaps)
-    try:
-        actual = simt.gemm_s8(**operands, tile="64x160x128_wg1")
-    except RuntimeError as error:
-        actual = error
-    finally:
-        simt.native.cuda_set_overlapping_launches(True)
-    if overlaps:
-        assert "written without waiting" in str(actual)
-    else:
-        assert_same_bits(actual, reference.gemm_s8(**operands))
-
-
 def test_tap_sums():
     weight = torch.randint(-127, 128, (40, 48, 3, 2), dtype=torch.int8)
     device = _cuda.device_weight(reference.pack_weight(weight)[0])
@@ -175,7 +126,6 @@ def test_tap_sums_follow_the_weight():
 @pytest.mark.parametrize(
     "shape, reason",
     [
-        ((1, 32, 6, 6, 40, 3, 1, 1, 2), "enlarges no images"),
         ((1, 16, 7, 7, 40, 6, 1, 1, 1), "has at most 32 taps"),
         ((1, 32, 40, 40, 40, 3, 9, 1, 1), "has strides of at most 8 and padding below 128"),
     ],
@@ -186,6 +136,33 @@ def test_other_convolutions_are_gathered(simt, shape, reason):
     with pytest.raises(ValueError, match=f"256x160x128_wg2 k/1: declined: {reason}"):
         simt.conv2d_s8(**operands, tile="256x160x128_wg2")
     assert_same_bits(simt.conv2d_s8(**operands), reference.conv2d_s8(**operands))
+
+
+@pytest.mark.parametrize("order, lazy", simt_native.SCHEDULES)
+@pytest.mark.parametrize(
+    "shape, kernel",
+    [((3, 32, 4, 5, 40, 3, 1, 1, 2), "conv2d_s8"), ((2, 48, 3, 2, 40, 1, 1, 0, 2), "gemm_s8")],
+    ids=str,
+)
+def test_images_are_enlarged_first(simt, order, lazy, shape, kernel):
+    simt.schedule(order, lazy, seed=1)
+    simt.native.reset_counters()
+    operands = conv_operands(shape)
+    actual = simt.conv2d_s8(**operands, tile="64x160x128_wg1")
+    assert_same_bits(actual, reference.conv2d_s8(**operands))
+    counters = simt.native.counters()
+    assert counters["launches"] == 2 and counters["last_kernel"].startswith(kernel)
+    assert counters["last_kernel"].endswith("_sm90")
+
+
+def test_images_that_cannot_be_copied_are_gathered_enlarged(simt):
+    operands = conv_operands((1, 32, 6, 6, 40, 3, 1, 1, 2))
+    with pytest.raises(ValueError, match="256x160x128_wg2 k/1: declined: enlarges no images"):
+        simt.conv2d_s8(**operands, tile="256x160x128_wg2", enlarge=False)
+    operands = conv_operands((1, 16, 4, 4, 40, 6, 1, 1, 2))  # 36 taps
+    simt.native.reset_counters()
+    assert_same_bits(simt.conv2d_s8(**operands), reference.conv2d_s8(**operands))
+    assert simt.native.counters()["launches"] == 1
 
 
 def test_two_sources_are_gathered(simt):

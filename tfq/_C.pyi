@@ -120,7 +120,7 @@ def temporal_gather_dequantize(
 class CudaError(RuntimeError): ...
 
 # CUDA: the functions above on device memory, with (device index, stream) last. Those of products take
-# `options` before it: (workspace, workspace_size, tile, splits, tap_sums), see struct ProductOptions in
+# `options` before it: (workspace, workspace_size, tile, splits, tap_sums, enlarged), see struct ProductOptions in
 # csrc/cuda/cuda.h.
 def cuda_gemm_s8(
     x: int, m: int, n: int, k: int, weight: int, epilogue: tuple, options: tuple, launch: tuple, /
@@ -136,6 +136,7 @@ def cuda_conv2d_s8(
     launch: tuple,
     /,
 ) -> None: ...
+def cuda_enlarged_bytes(geometry: tuple, channels2: int, device: int, /) -> int: ...
 def cuda_quantize(
     x: int,
     x_dtype: int,

@@ -20,11 +20,12 @@ cuda::Launch launch_of(const py::tuple& t) {
   return {t[0].cast<int>(), pointer<void>(t[1].cast<Address>())};
 }
 
-// (workspace, workspace_size, tile, splits, tap_sums)
+// (workspace, workspace_size, tile, splits, tap_sums, enlarged)
 cuda::ProductOptions options_of(const py::tuple& t) {
-  TFQ_CHECK(t.size() == 5, "options must have 5 entries, got ", t.size());
+  TFQ_CHECK(t.size() == 6, "options must have 6 entries, got ", t.size());
   return {pointer<int32_t>(t[0].cast<Address>()), t[1].cast<int64_t>(), t[2].cast<int>(),
-          t[3].cast<int>(), pointer<const int32_t>(t[4].cast<Address>())};
+          t[3].cast<int>(), pointer<const int32_t>(t[4].cast<Address>()),
+          pointer<uint8_t>(t[5].cast<Address>())};
 }
 
 void gemm_s8(Address x, int64_t m, int64_t n, int64_t k, Address weight, const py::tuple& epilogue,
@@ -47,6 +48,10 @@ void conv2d_s8(Address x, Address x2, int64_t channels2, const py::tuple& geomet
                                (args.geometry.channels + channels2));
   cuda::conv2d_s8(args, pointer<const uint8_t>(x2), channels2, options_of(options),
                   launch_of(launch));
+}
+
+int64_t enlarged_bytes(const py::tuple& geometry, int64_t channels2, int device) {
+  return cuda::enlarged_bytes(geometry_of(geometry), channels2, device);
 }
 
 void quantize(Address x, int32_t x_dtype, int64_t groups, int64_t group_size,
@@ -185,6 +190,7 @@ void bind_cuda(py::module_& module) {
   module.def("cuda_available", [] { return !cuda::built_archs().empty(); });
   module.def("cuda_gemm_s8", gemm_s8);
   module.def("cuda_conv2d_s8", conv2d_s8);
+  module.def("cuda_enlarged_bytes", enlarged_bytes);
   module.def("cuda_quantize", quantize);
   module.def("cuda_group_norm_silu_quantize", group_norm_silu_quantize);
   module.def("cuda_layer_norm_quantize", layer_norm_quantize);

@@ -8,6 +8,6 @@ namespace tfq::cuda {
 
 // Queues the kernels that quantise query, key and value into `out`.
 void quantize_operands(const AttentionArgs& args, const AttentionSizes& sizes,
-                       const AttentionOperands& out, void* stream);
+                       const AttentionOperands& out, const Launch& launch);
 
 }  // namespace tfq::cuda

@@ -20,16 +20,18 @@ auto tokens_kernel(int depth) {
 }
 
 template <TokenOperand Operand>
-void launch_tokens(const char* name, const TokensLaunch& args, void* stream) {
+void launch_tokens(const char* name, const TokensLaunch& args, const Launch& launch) {
   const auto [kernel, lanes] = tokens_kernel<Operand>(args.depth);
   const int64_t blocks = ceil_div(int64_t{args.rows} * lanes, kOperandThreads);
-  simt::launch(kernel, {name, {static_cast<uint32_t>(blocks), 1, 1}, kOperandThreads, 0, stream}, args);
+  simt::launch(kernel,
+               bandwidth_config(name, {static_cast<uint32_t>(blocks), 1, 1}, kOperandThreads, 0, launch),
+               args);
 }
 
 }  // namespace
 
 void quantize_operands(const AttentionArgs& args, const AttentionSizes& sizes,
-                       const AttentionOperands& out, void* stream) {
+                       const AttentionOperands& out, const Launch& launch) {
   TokensLaunch tokens{};
   tokens.x = args.query;
   tokens.x_dtype = args.dtype;
@@ -42,14 +44,14 @@ void quantize_operands(const AttentionArgs& args, const AttentionSizes& sizes,
   tokens.scale = args.scale;
   tokens.out = out.query;
   tokens.facts = out.query_facts;
-  launch_tokens<TokenOperand::kQuery>("attention_s8_query", tokens, stream);
+  launch_tokens<TokenOperand::kQuery>("attention_s8_query", tokens, launch);
   tokens.x = args.key;
   tokens.tokens = narrow(kName, args.kv_tokens);
   tokens.padded_tokens = narrow(kName, sizes.kv_tokens);
   tokens.rows = narrow(kName, sizes.heads * sizes.kv_tokens);
   tokens.out = out.key;
   tokens.facts = out.key_facts;
-  launch_tokens<TokenOperand::kKey>("attention_s8_key", tokens, stream);
+  launch_tokens<TokenOperand::kKey>("attention_s8_key", tokens, launch);
   const ValueLaunch value{args.value,
                           args.dtype,
                           tokens.heads,
@@ -61,12 +63,10 @@ void quantize_operands(const AttentionArgs& args, const AttentionSizes& sizes,
                           out.value_scale};
   constexpr uint32_t kReductionBytes = kOperandThreads / simt::kWarpSize * sizeof(float);
   simt::launch(quantize_value,
-               {"attention_s8_value",
-                {static_cast<uint32_t>(sizes.channels / kOperandRun),
-                 static_cast<uint32_t>(sizes.heads), 1},
-                kOperandThreads,
-                kReductionBytes,
-                stream},
+               bandwidth_config("attention_s8_value",
+                                {static_cast<uint32_t>(sizes.channels / kOperandRun),
+                                 static_cast<uint32_t>(sizes.heads), 1},
+                                kOperandThreads, kReductionBytes, launch),
                value);
 }
 

@@ -29,6 +29,7 @@ TFQ_DEVICE int32_t sum_of_bytes(uint32_t word) {
 template <TokenOperand Operand, int Lanes>
 TFQ_KERNEL TFQ_LAUNCH_BOUNDS(kOperandThreads, 2)
     quantize_tokens(TFQ_GRID_CONSTANT const TokensLaunch args) {
+  ptx::begin_kernel();
   const int64_t index = int64_t{simt::block_index().x} * kOperandThreads + simt::thread_index();
   const auto row = static_cast<int32_t>(index / Lanes);
   const int c = kOperandRun * (simt::thread_index() % Lanes);
@@ -72,6 +73,7 @@ TFQ_KERNEL TFQ_LAUNCH_BOUNDS(kOperandThreads, 2)
 // grid = (channels / kOperandRun, batch * heads)
 TFQ_KERNEL TFQ_LAUNCH_BOUNDS(kOperandThreads, 2)
     quantize_value(TFQ_GRID_CONSTANT const ValueLaunch args) {
+  ptx::begin_kernel();
   const int c = kOperandRun * static_cast<int>(simt::block_index().x);
   const int64_t head_of_all = simt::block_index().y;
   const int64_t image = head_of_all / args.heads, head = head_of_all % args.heads;

@@ -41,15 +41,13 @@ void attention_s8(const AttentionArgs& args, void* workspace, const Launch& laun
                                   args.out,
                                   args.out_dtype};
   const DeviceGuard guard(launch.device);
-  quantize_operands(args, sizes, attention.operands, launch.stream);
+  quantize_operands(args, sizes, attention.operands, launch);
   const Entry& entry = kEntries[sizes.kernel];
   simt::launch(entry.kernel,
-               {entry.name,
-                {static_cast<uint32_t>(sizes.tokens / kQueryTokens),
-                 static_cast<uint32_t>(sizes.heads), 1},
-                kAttentionThreads,
-                entry.shared_bytes,
-                launch.stream},
+               bandwidth_config(entry.name,
+                                {static_cast<uint32_t>(sizes.tokens / kQueryTokens),
+                                 static_cast<uint32_t>(sizes.heads), 1},
+                                kAttentionThreads, entry.shared_bytes, launch),
                attention);
 }
 

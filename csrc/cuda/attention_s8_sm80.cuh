@@ -221,6 +221,7 @@ struct WeightedSums {
 template <int Channels>
 TFQ_KERNEL TFQ_LAUNCH_BOUNDS(kAttentionThreads, AttentionShape<Channels>::kBlocks)
     attention_s8_sm80(TFQ_GRID_CONSTANT const AttentionLaunch args) {
+  ptx::begin_kernel();
   using Shape = AttentionShape<Channels>;
   const auto head = static_cast<int>(simt::block_index().y);
   const int blocks = (args.kv_tokens + kKeyTokens - 1) / kKeyTokens;

@@ -3,6 +3,8 @@
 
 #include "common/check.h"
 #include "cuda/cuda.h"
+#include "cuda/launch_config.h"
+#include "cuda/overlap.h"
 
 namespace tfq::cuda {
 
@@ -21,6 +23,13 @@ inline void check_run(const char* operation, const char* what, int64_t size) {
 inline void check_address(const char* operation, const char* name, const void* address) {
   TFQ_CHECK(reinterpret_cast<uintptr_t>(address) % 16 == 0, operation, ": ", name,
             " must begin at a multiple of 16 bytes, got address ", address);
+}
+
+// A launch of a kernel that is ptx::begin_kernel's.
+inline simt::LaunchConfig bandwidth_config(const char* kernel, simt::Dim3 grid, uint32_t threads,
+                                           uint32_t shared_bytes, const Launch& launch) {
+  return {kernel, grid, threads, shared_bytes, launch.stream, 1,
+          launches_overlap(device_facts(launch.device))};
 }
 
 // Whether groups of this size are quantised by quantize_rows().

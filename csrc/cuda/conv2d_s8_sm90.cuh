@@ -1,10 +1,10 @@
 // Zero-padded 2-D convolution over NHWC as an implicit GEMM, for sm_90a: the product of the GEMM, with
 // rows of A gathered by the copy engine.
 //
-// Depth is walked in units of 64 channels of one tap. Taps outside the image and channels beyond the last
-// come as zeros; weights beyond the tap's channels meet such zeros. A missing tap should be the
-// zero-point instead, so what its weights would add to z * weight_sum is taken out again, at the
-// rows that miss one.
+// Depth is walked in units of 64 channels of one tap, or of 128 if that divides the channels. Taps
+// outside the image and channels beyond the last come as zeros; weights beyond the tap's channels meet
+// such zeros. A missing tap should be the zero-point instead, so what its weights would add to
+// z * weight_sum is taken out again, at the rows that miss one.
 #pragma once
 
 #include "cuda/main_loop_sm90.cuh"
@@ -12,15 +12,14 @@
 namespace tfq::cuda {
 
 struct TmaConvLaunch {
-  TensorMap a, b;  // boxes (block_m, 64) of the image and (block_n / cluster, 64) of the weight
+  TensorMap a, b;  // boxes (block_m, unit) of the image and (block_n / cluster, unit) of the weight
   const int32_t* tap_sums;  // (kernel_h * kernel_w, n): sums of the weights over the channels
   ConvLaunch conv;
 };
 
-constexpr int kConvUnit = 64;
-
+template <typename Shape>
 TFQ_DEVICE int units_of_tap(const ConvLaunch& conv) {
-  return (conv.channels + kConvUnit - 1) / kConvUnit;
+  return (conv.channels + Shape::kUnitBytes - 1) / Shape::kUnitBytes;
 }
 
 // The first tap of output row `row`.
@@ -39,27 +38,40 @@ class ImageUnits {
   TFQ_DEVICE explicit ImageUnits(const TmaConvLaunch& args) : args_(args), weights_(args.b) {
     ptx::prefetch_map(args.a);
   }
-  TFQ_DEVICE void begin(const TilePosition& tile) {
-    first_ = first_tap(args_.conv, tile.row * Shape::kBlockM);
-    weights_.begin(tile);
-  }
-  TFQ_DEVICE void load(int stage, int unit, int index, uint32_t barrier) const {
+  TFQ_DEVICE void begin(const TilePosition& tile, int unit) {
     const ConvLaunch& conv = args_.conv;
-    const int per_tap = units_of_tap(conv);
-    const int tap = index / per_tap;
-    const int tap_y = tap / conv.kernel_w;
+    first_ = first_tap(conv, tile.row * Shape::kBlockM);
+    weights_.begin(tile);
+    const int per_tap = units_of_tap<Shape>(conv);
+    const int tap = unit / per_tap;
+    channel_ = (unit - tap * per_tap) * Shape::kUnitBytes;
+    depth_ = tap * conv.channels;
+    tap_y_ = tap / conv.kernel_w;
+    tap_x_ = tap - tap_y_ * conv.kernel_w;
+  }
+  // Without a division: one thread does this for all the products of the block.
+  TFQ_DEVICE void load_next(int stage, int unit, uint32_t barrier) {
+    const ConvLaunch& conv = args_.conv;
     // The unit that fills up the last stage: channels there are none of.
-    const bool exists = tap_y < conv.kernel_h;
-    const int channel = exists ? (index - tap * per_tap) * kConvUnit : per_tap * kConvUnit;
-    ptx::load_taps(Shape::unit_a(stage, unit), args_.a, barrier, first_, exists ? tap_y : 0,
-                   exists ? tap - tap_y * conv.kernel_w : 0, channel);
-    weights_.load(stage, unit, tap * conv.channels + channel, barrier);
+    const bool exists = tap_y_ < conv.kernel_h;
+    ptx::load_taps(Shape::unit_a(stage, unit), args_.a, barrier, first_, exists ? tap_y_ : 0,
+                   exists ? tap_x_ : 0, exists ? channel_ : conv.channels);
+    weights_.load(stage, unit, depth_ + channel_, barrier);
+    channel_ += Shape::kUnitBytes;
+    if (channel_ < conv.channels) return;
+    channel_ = 0;
+    depth_ += conv.channels;
+    if (++tap_x_ < conv.kernel_w) return;
+    tap_x_ = 0;
+    ++tap_y_;
   }
 
  private:
   const TmaConvLaunch& args_;
   WeightUnits<Shape> weights_;
   ptx::FirstTap first_{};
+  int tap_y_ = 0, tap_x_ = 0, channel_ = 0;  // of the next unit
+  int depth_ = 0;                            // of its tap, in the weights
 };
 
 // Taps that output rows miss, and what their weights sum to.
@@ -98,14 +110,13 @@ class MissingTaps {
   const TmaConvLaunch& args_;
 };
 
-template <int TileIndex>
+template <int TileIndex, Swizzle kUnit>
 TFQ_KERNEL TFQ_LAUNCH_BOUNDS(kTiles[TileIndex].threads(), 1)
     conv2d_s8_sm90(TFQ_GRID_CONSTANT const TmaConvLaunch args) {
   if constexpr (ptx::kHasWgmma) {
-    using Shape = TileShapeSm90<TileIndex, Swizzle::k64>;
-    static_assert(Shape::kUnitBytes == kConvUnit);
-    constexpr int kUnits = kBlockKSm90 / kConvUnit;
-    const int units = args.conv.kernel_h * args.conv.kernel_w * units_of_tap(args.conv);
+    using Shape = TileShapeSm90<TileIndex, kUnit>;
+    constexpr int kUnits = kBlockKSm90 / Shape::kUnitBytes;
+    const int units = args.conv.kernel_h * args.conv.kernel_w * units_of_tap<Shape>(args.conv);
     ImageUnits<Shape> loader(args);
     run_product<Shape, false>(args.conv.product, (units + kUnits - 1) / kUnits, loader,
                               MissingTaps(args));

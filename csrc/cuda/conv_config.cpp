@@ -33,6 +33,13 @@ bool is_matrix(const ConvGeometry& g, int64_t channels2) {
          g.upsample == 1 && channels2 == 0;
 }
 
+ConvGeometry enlarged(ConvGeometry geometry) {
+  geometry.in_h *= geometry.upsample;
+  geometry.in_w *= geometry.upsample;
+  geometry.upsample = 1;
+  return geometry;
+}
+
 ProductProblem conv_problem(const ConvGeometry& g, int64_t channels2, int64_t workspace,
                             bool tap_sums) {
   TFQ_CHECK(g.channels > 0 && g.channels % kChunkChannels == 0 && channels2 % kChunkChannels == 0,

@@ -11,6 +11,9 @@ namespace tfq::cuda {
 ProductProblem conv_problem(const ConvGeometry& geometry, int64_t channels2, int64_t workspace,
                             bool tap_sums);
 
+// The same convolution of the enlarged image, of upsample 1.
+ConvGeometry enlarged(ConvGeometry geometry);
+
 // Whether the image is that matrix as it lies in memory.
 bool is_matrix(const ConvGeometry& geometry, int64_t channels2);
 

@@ -27,9 +27,11 @@ struct ProductOptions {
   // conv2d_s8 alone: (kernel_h * kernel_w, n) sums of the weights over the channels, or null, which
   // keeps it from kernels that fill padding with zeros.
   const int32_t* tap_sums;
+  // conv2d_s8 alone: memory of enlarged_bytes(), or null, which keeps images from being enlarged first.
+  uint8_t* enlarged;
 };
 
-// Whether launches of Hopper's products may begin while what is before them on the stream ends; they may
+// Whether launches on Hopper may begin while what is before them on the stream ends (overlap.h); they may
 // unless this is called. For measurements. Not to be changed while another thread launches.
 void set_overlapping_launches(bool enabled);
 
@@ -37,6 +39,9 @@ void set_overlapping_launches(bool enabled);
 void gemm_s8(const GemmArgs& args, const ProductOptions& options, const Launch& launch);
 void conv2d_s8(const ConvArgs& args, const uint8_t* x2, int64_t channels2,
                const ProductOptions& options, const Launch& launch);
+
+// Bytes of the enlarged image that a convolution of upsample 2 is faster with; 0: it needs none.
+int64_t enlarged_bytes(const ConvGeometry& geometry, int64_t channels2, int device);
 
 // float32 values of workspace that quantize and group_norm_silu_quantize need.
 int64_t image_workspace(int64_t batch, int64_t pixels, int64_t channels);

@@ -15,12 +15,11 @@ void dequantize_weight(const DequantizeWeightArgs& args, const Launch& launch) {
   if (tiles == 0) return;
   const DeviceGuard guard(launch.device);
   simt::launch(dequantize_weight_runs,
-               {kName,
-                {static_cast<uint32_t>(ceil_div(int64_t{kTileRuns} * tiles, kDequantizeThreads)), 1,
-                 1},
-                kDequantizeThreads,
-                0,
-                launch.stream},
+               bandwidth_config(kName,
+                                {static_cast<uint32_t>(ceil_div(int64_t{kTileRuns} * tiles,
+                                                                kDequantizeThreads)),
+                                 1, 1},
+                                kDequantizeThreads, 0, launch),
                {args, static_cast<int32_t>(k_blocks), tiles});
 }
 

@@ -52,6 +52,7 @@ TFQ_DEVICE void store_value(void* target, DType dtype, int64_t index, float x) {
 // grid = tiles * kTileRuns / kDequantizeThreads
 TFQ_KERNEL TFQ_LAUNCH_BOUNDS(kDequantizeThreads, 2)
     dequantize_weight_runs(TFQ_GRID_CONSTANT const DequantizeLaunch args) {
+  ptx::begin_kernel();
   const DequantizeWeightArgs& w = args.weight;
   const int64_t index = int64_t{simt::block_index().x} * kDequantizeThreads + simt::thread_index();
   const auto tile = static_cast<int32_t>(index / kTileRuns);

@@ -29,7 +29,7 @@ static_assert(kTileCountSm80 + sizeof(kEntries) / sizeof(kEntries[0]) == kTileCo
 }  // namespace
 
 void launch_gemm_sm90(const GemmLaunch& product, const ProductProblem& problem, int index,
-                      int multiprocessors, void* stream) {
+                      const DeviceFacts& device, void* stream) {
   const Tile& tile = kTiles[index];
   const TmaGemmLaunch args{
       matrix_map(product.x, problem.m, problem.k, tile.block_m, tile.block_k, Swizzle::k128),
@@ -38,8 +38,7 @@ void launch_gemm_sm90(const GemmLaunch& product, const ProductProblem& problem, 
       product};
   const Entry& entry = kEntries[index - kTileCountSm80];
   simt::launch(product.epilogue.activation == Activation::kGeglu ? entry.geglu : entry.plain,
-               persistent_config(entry.name, problem, tile, product.split.count, multiprocessors,
-                                 stream),
+               persistent_config(entry.name, problem, tile, product.split.count, device, stream),
                args);
 }
 

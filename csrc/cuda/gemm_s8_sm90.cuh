@@ -19,20 +19,21 @@ class MatrixUnits {
   TFQ_DEVICE explicit MatrixUnits(const TmaGemmLaunch& args) : args_(args), weights_(args.b) {
     ptx::prefetch_map(args.a);
   }
-  TFQ_DEVICE void begin(const TilePosition& tile) {
+  TFQ_DEVICE void begin(const TilePosition& tile, int unit) {
+    depth_ = unit * Shape::kUnitBytes;
     row_ = tile.row * Shape::kBlockM;
     weights_.begin(tile);
   }
-  TFQ_DEVICE void load(int stage, int unit, int index, uint32_t barrier) const {
-    const int k = index * Shape::kUnitBytes;
-    ptx::load_box(Shape::unit_a(stage, unit), args_.a, barrier, row_, k);
-    weights_.load(stage, unit, k, barrier);
+  TFQ_DEVICE void load_next(int stage, int unit, uint32_t barrier) {
+    ptx::load_box(Shape::unit_a(stage, unit), args_.a, barrier, row_, depth_);
+    weights_.load(stage, unit, depth_, barrier);
+    depth_ += Shape::kUnitBytes;
   }
 
  private:
   const TmaGemmLaunch& args_;
   WeightUnits<Shape> weights_;
-  int row_ = 0;
+  int row_ = 0, depth_ = 0;
 };
 
 template <int TileIndex, bool Geglu>

@@ -13,11 +13,9 @@ void run_image_kernel(const char* name, void (*kernel)(const ImageLaunch), int64
                       int64_t batch, uint32_t threads, const ImageLaunch& args,
                       const Launch& launch) {
   simt::launch(kernel,
-               {name,
-                {static_cast<uint32_t>(blocks), static_cast<uint32_t>(batch), 1},
-                threads,
-                0,
-                launch.stream},
+               bandwidth_config(
+                   name, {static_cast<uint32_t>(blocks), static_cast<uint32_t>(batch), 1}, threads, 0,
+                   launch),
                args);
 }
 

@@ -62,6 +62,7 @@ TFQ_DEVICE void load_pixel(const ImageLaunch& args, int64_t image, int pixel, in
 // grid = (items of an image / kImageThreads, batch); an item is a run of channels of a chunk.
 TFQ_KERNEL TFQ_LAUNCH_BOUNDS(kImageThreads, 2)
     group_norm_statistics(TFQ_GRID_CONSTANT const ImageLaunch args) {
+  ptx::begin_kernel();
   const int runs = args.total() / kImageRun;
   const int item = static_cast<int>(simt::block_index().x) * kImageThreads + simt::thread_index();
   const int64_t image = simt::block_index().y;
@@ -91,6 +92,7 @@ TFQ_KERNEL TFQ_LAUNCH_BOUNDS(kImageThreads, 2)
 // grid = (groups / warps of a block, batch). Partial sums are moved to one reference of the group.
 TFQ_KERNEL TFQ_LAUNCH_BOUNDS(kImageThreads, 2)
     group_norm_coefficients(TFQ_GRID_CONSTANT const ImageLaunch args) {
+  ptx::begin_kernel();
   constexpr int kWarps = kImageThreads / simt::kWarpSize;
   const int group_index = static_cast<int>(simt::block_index().x) * kWarps + simt::warp_index();
   const bool exists = group_index < args.num_groups;
@@ -129,6 +131,7 @@ TFQ_KERNEL TFQ_LAUNCH_BOUNDS(kImageThreads, 2)
 
 // grid = (1, batch)
 TFQ_KERNEL TFQ_LAUNCH_BOUNDS(32, 1) clear_ranges(TFQ_GRID_CONSTANT const ImageLaunch args) {
+  ptx::begin_kernel();
   if (simt::thread_index() < 2) args.ranges[2 * simt::block_index().y + simt::thread_index()] = 0;
 }
 
@@ -163,6 +166,7 @@ TFQ_DEVICE void for_image_runs(const ImageLaunch& args, const F& f) {
 
 TFQ_KERNEL TFQ_LAUNCH_BOUNDS(kImageThreads, 2)
     image_range(TFQ_GRID_CONSTANT const ImageLaunch args) {
+  ptx::begin_kernel();
   float low = 0.0f, high = 0.0f;
   for_image_runs(args, [&](int64_t, const float(&x)[kImageRun]) { widen(x, low, high); });
   low = reduce_warp<MinOp>(low);
@@ -176,6 +180,7 @@ TFQ_KERNEL TFQ_LAUNCH_BOUNDS(kImageThreads, 2)
 
 TFQ_KERNEL TFQ_LAUNCH_BOUNDS(kImageThreads, 2)
     image_quantize(TFQ_GRID_CONSTANT const ImageLaunch args) {
+  ptx::begin_kernel();
   const int64_t image = simt::block_index().y;
   float qparams[kQParamsWidth];
   if (args.dynamic_qparams) {

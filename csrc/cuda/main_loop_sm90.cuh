@@ -172,15 +172,15 @@ class WeightUnits {
   int column_ = 0;
 };
 
-// Fills the stages of all parts, as one thread; returns which would come next. A Loader's begin(tile)
-// comes before a part, and its load(stage, unit, index, barrier) queues the copies of unit `index` of the
-// depth.
+// Fills the stages of all parts, as one thread; returns which would come next. A Loader's begin(tile, unit)
+// comes before a part that begins with this unit of the depth, and its load_next(stage, unit, barrier)
+// queues the copies of the next one to that unit of the stage.
 template <typename Shape, typename Loader>
 TFQ_DEVICE StagePosition<Shape> fill_stages(const GemmLaunch& args, int blocks, Loader& loader) {
   constexpr int kUnits = kBlockKSm90 / Shape::kUnitBytes;
   StagePosition<Shape> at;
   for_each_part<Shape>(args, blocks, [&](const TilePosition& tile, const KRange& range, int) {
-    loader.begin(tile);
+    loader.begin(tile, range.begin * kUnits);
     for (int block = range.begin; block < range.end; ++block) {
       const uint32_t full = Shape::full(at.stage);
       // In the first round nobody has used the stage: the phase before the first counts as ended.
@@ -190,7 +190,7 @@ TFQ_DEVICE StagePosition<Shape> fill_stages(const GemmLaunch& args, int blocks, 
                                       (simt::fault(simt::kFaultExpectTooFewBytes) ? 128 : 0));
 #pragma unroll 1  // this warpgroup has few registers
       for (int unit = 0; unit < kUnits; ++unit)
-        loader.load(at.stage, unit, block * kUnits + unit, full);
+        loader.load_next(at.stage, unit, full);
       at.advance();
     }
   });

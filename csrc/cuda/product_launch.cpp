@@ -4,16 +4,14 @@
 
 #include "common/check.h"
 #include "common/math.h"
+#include "cuda/overlap.h"
 
 namespace tfq::cuda {
 namespace {
 
 constexpr uintptr_t kVectorBytes = 16;
-bool overlapping_launches = true;
 
 }  // namespace
-
-void set_overlapping_launches(bool enabled) { overlapping_launches = enabled; }
 
 void check_aligned(const char* operation, const char* name, const void* address) {
   TFQ_CHECK(reinterpret_cast<uintptr_t>(address) % kVectorBytes == 0, operation, ": ", name,
@@ -70,13 +68,13 @@ simt::LaunchConfig product_config(const char* kernel, const ProductProblem& prob
 }
 
 simt::LaunchConfig persistent_config(const char* kernel, const ProductProblem& problem,
-                                     const Tile& tile, int splits, int multiprocessors,
+                                     const Tile& tile, int splits, const DeviceFacts& device,
                                      void* stream) {
   simt::LaunchConfig config = product_config(kernel, problem, tile, splits, stream);
   const int64_t parts = clusters_of(problem, tile) * splits;
-  const int64_t at_once = std::max(multiprocessors / tile.cluster, 1);
+  const int64_t at_once = std::max(device.multiprocessors / tile.cluster, 1);
   config.cluster = static_cast<uint32_t>(tile.cluster);
-  config.overlaps = overlapping_launches;
+  config.overlaps = launches_overlap(device);
   config.grid = {static_cast<uint32_t>(std::min(parts, at_once)) * config.cluster, 1, 1};
   return config;
 }

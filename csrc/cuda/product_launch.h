@@ -20,15 +20,22 @@ simt::LaunchConfig product_config(const char* kernel, const ProductProblem& prob
 
 // Whole clusters, at most a block for each multiprocessor; blocks take several tiles.
 simt::LaunchConfig persistent_config(const char* kernel, const ProductProblem& problem,
-                                     const Tile& tile, int splits, int multiprocessors,
+                                     const Tile& tile, int splits, const DeviceFacts& device,
                                      void* stream);
 
 // Queue the kernel of tile `index`, which is of that level.
 void launch_gemm_sm80(const GemmLaunch& product, const ProductProblem& problem, int index,
                       void* stream);
 void launch_gemm_sm90(const GemmLaunch& product, const ProductProblem& problem, int index,
-                      int multiprocessors, void* stream);
+                      const DeviceFacts& device, void* stream);
+void launch_conv_sm80(const ConvLaunch& conv, const ProductProblem& problem, int index,
+                      void* stream);
 void launch_conv_sm90(const ConvLaunch& conv, const int32_t* tap_sums,
-                      const ProductProblem& problem, int index, int multiprocessors, void* stream);
+                      const ProductProblem& problem, int index, const DeviceFacts& device,
+                      void* stream);
+
+// Queues the kernel that writes the images of `geometry`, of upsample 2, enlarged to `out`.
+void enlarge_images(const ConvGeometry& geometry, const uint8_t* x, uint8_t* out,
+                    const Launch& launch);
 
 }  // namespace tfq::cuda

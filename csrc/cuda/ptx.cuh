@@ -137,6 +137,20 @@ TFQ_DEVICE T shuffle_xor(T value, int mask) {
   return __shfl_xor_sync(0xffffffffu, value, mask);
 }
 
+// griddepcontrol (9.7.13.13), of launches that overlap: until all launches before have ended and what
+// they wrote is seen; and, by one thread of a block, that the next launch may begin as soon as all
+// blocks have said so or ended. Before sm_90 launches do not overlap.
+TFQ_DEVICE void wait_for_launches() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+TFQ_DEVICE void let_next_begin() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
 // Atomics on global memory.
 TFQ_DEVICE void atomic_add(int32_t* address, int32_t value) { atomicAdd(address, value); }
 TFQ_DEVICE int32_t atomic_increment(int32_t* address) { return atomicAdd(address, 1); }
@@ -155,3 +169,14 @@ TFQ_DEVICE float minus_infinity() { return bits_to_float(0xff800000u); }
 }  // namespace tfq::ptx
 
 #endif
+
+namespace tfq::ptx {
+
+// The beginning of a kernel that has nothing to do before its operands are there. The next launch may
+// come at once: it begins where there is room, when all blocks of this one have begun.
+TFQ_DEVICE void begin_kernel() {
+  if (!simt::fault(simt::kFaultBeginBeforeLaunches)) wait_for_launches();
+  let_next_begin();
+}
+
+}  // namespace tfq::ptx

@@ -195,12 +195,6 @@ TFQ_DEVICE void sync_threads(int id) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "n"(Threads) : "memory");
 }
 
-// griddepcontrol (9.7.13.13), of launches that overlap: until all launches before have ended and what
-// they wrote is seen; and, by one thread of a block, that the next launch may begin as soon as all
-// blocks have said so or ended.
-TFQ_DEVICE void wait_for_launches() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
-TFQ_DEVICE void let_next_begin() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
-
 // setmaxnreg (9.7.20.5), by all warps of a warpgroup.
 template <int Registers>
 TFQ_DEVICE void release_registers() {

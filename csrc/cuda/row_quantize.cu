@@ -28,11 +28,9 @@ void launch_rows(const Kernels& kernels, const RowLaunch& args, const Launch& la
             " bytes of shared memory, a block has ", available);
   const DeviceGuard guard(launch.device);
   simt::launch(block ? kernels.block : kernels.warp,
-               {kernels.name,
-                {static_cast<uint32_t>((args.rows + rows - 1) / rows), 1, 1},
-                kRowThreads,
-                static_cast<uint32_t>(shared),
-                launch.stream},
+               bandwidth_config(kernels.name,
+                                {static_cast<uint32_t>((args.rows + rows - 1) / rows), 1, 1},
+                                kRowThreads, static_cast<uint32_t>(shared), launch),
                args);
 }
 

@@ -71,6 +71,7 @@ TFQ_DEVICE void layer_norm_row(const RowLaunch& args, int channels, float* y, fl
 
 template <RowOperation Operation, int Warps>
 TFQ_KERNEL TFQ_LAUNCH_BOUNDS(kRowThreads, 4) row_quantize(TFQ_GRID_CONSTANT const RowLaunch args) {
+  ptx::begin_kernel();
   constexpr int kRows = kRowWarps / Warps;
   const int local = simt::warp_index() / Warps;
   const int row = static_cast<int>(simt::block_index().x) * kRows + local;

@@ -121,6 +121,7 @@ enum Fault : int {
   kFaultTokensInOrder,
   kFaultPaddingHasWeight,
   kFaultLargestOfOwnTokens,
+  kFaultBeginBeforeLaunches,
   kFaultCount
 };
 

@@ -22,6 +22,8 @@ void conv2d_s8(const ConvArgs&, const uint8_t*, int64_t, const ProductOptions&, 
   without_cuda("conv2d_s8");
 }
 
+int64_t enlarged_bytes(const ConvGeometry&, int64_t, int) { return 0; }
+
 int64_t image_workspace(int64_t, int64_t, int64_t) { return 0; }
 
 void quantize(const QuantizeArgs&, float*, const Launch&) { without_cuda("quantize"); }

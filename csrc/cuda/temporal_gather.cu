@@ -16,13 +16,11 @@ void launch_gather(void (*kernel)(const Args), const char* name, const Args& arg
             args.count);
   const DeviceGuard guard(launch.device);
   simt::launch(kernel,
-               {name,
-                {static_cast<uint32_t>(ceil_div(narrow("temporal_gather", args.width),
-                                                kGatherThreads)),
-                 static_cast<uint32_t>(args.count), 1},
-                kGatherThreads,
-                0,
-                launch.stream},
+               bandwidth_config(name,
+                                {static_cast<uint32_t>(ceil_div(
+                                     narrow("temporal_gather", args.width), kGatherThreads)),
+                                 static_cast<uint32_t>(args.count), 1},
+                                kGatherThreads, 0, launch),
                args);
 }
 

@@ -26,6 +26,7 @@ TFQ_DEVICE void gather_column(const Args& args, const F& f) {
 
 TFQ_KERNEL TFQ_LAUNCH_BOUNDS(kGatherThreads, 2)
     temporal_gather_rows(TFQ_GRID_CONSTANT const TemporalGatherArgs args) {
+  ptx::begin_kernel();
   gather_column(args, [&](int64_t row, int64_t column) {
     return args.table[row * args.width + column];
   });
@@ -47,6 +48,7 @@ TFQ_DEVICE int64_t feature_of(const TemporalDequantizeArgs& args, int64_t column
 
 TFQ_KERNEL TFQ_LAUNCH_BOUNDS(kGatherThreads, 2)
     temporal_gather_dequantize_rows(TFQ_GRID_CONSTANT const TemporalDequantizeArgs args) {
+  ptx::begin_kernel();
   gather_column(args, [&](int64_t row, int64_t column) {
     const float* qparams = args.qparams + 2 * (row * args.features + feature_of(args, column));
     const auto q = static_cast<float>(args.table[row * args.width + column]);

@@ -159,6 +159,9 @@ T shuffle_xor(T value, int mask) {
   return payload.result;
 }
 
+inline void wait_for_launches() { simt::wait_for_launches(); }
+inline void let_next_begin() {}
+
 inline void atomic_add(int32_t* address, int32_t value) { *address += value; }
 inline int32_t atomic_increment(int32_t* address) { return (*address)++; }
 inline void atomic_min(int32_t* address, int32_t value) { *address = std::min(*address, value); }

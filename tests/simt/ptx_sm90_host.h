@@ -75,8 +75,6 @@ template <int Threads>
 void sync_threads(int id) {
   simt::sync_threads(id, Threads);
 }
-inline void wait_for_launches() { simt::wait_for_launches(); }
-inline void let_next_begin() {}
 template <int Registers>
 void release_registers() {}
 template <int Registers>

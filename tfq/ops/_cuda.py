@@ -223,7 +223,9 @@ class Kernels:
         _C.cuda_gemm_s8(x, rows, n, k, weight, epilogue, self._options(), self.where)
 
     def conv2d_s8(self, x, geometry, weight, tap_sums, epilogue, x2=0, channels2=0):
-        options = self._options(tap_sums)
+        size = _C.cuda_enlarged_bytes(geometry, channels2, self.where[0])
+        enlarged = torch.empty(size, dtype=torch.uint8, device=self.device) if size else None
+        options = self._options(tap_sums, 0 if enlarged is None else enlarged.data_ptr())
         _C.cuda_conv2d_s8(x, x2, channels2, geometry, weight, epilogue, options, self.where)
 
     def quantize(self, x, x_dtype, groups, group_size, *rest):
@@ -259,9 +261,9 @@ class Kernels:
     def temporal_gather_dequantize(self, *arguments):
         _C.cuda_temporal_gather_dequantize(*arguments, self.where)
 
-    def _options(self, tap_sums=0):
+    def _options(self, tap_sums=0, enlarged=0):
         workspace = _workspace(self.where, self.device)
-        return (workspace.data_ptr(), workspace.numel(), *CHOSEN, tap_sums)
+        return (workspace.data_ptr(), workspace.numel(), *CHOSEN, tap_sums, enlarged)
 
     def _scratch(self, batch, pixels, channels):
         """From torch's allocator, which is bound to the stream and allowed in a captured graph."""
