@@ -165,14 +165,32 @@ def test_images_that_cannot_be_copied_are_gathered_enlarged(simt):
     assert simt.native.counters()["launches"] == 1
 
 
-def test_two_sources_are_gathered(simt):
-    operands = conv_operands((1, 48, 6, 6, 40, 3, 1, 1, 1))
+def two_sources(shape, channels):
+    """Operands of a convolution whose last `channels` are another image."""
+    operands = conv_operands(shape)
     halves = [
         half.contiguous(memory_format=torch.channels_last)
-        for half in operands.pop("x").split((32, 16), dim=1)
+        for half in operands["x"].split((shape[1] - channels, channels), dim=1)
     ]
+    return operands, {**operands, "x": halves[0], "x2": halves[1]}
+
+
+@pytest.mark.parametrize("tile", TILES_SM90)
+@pytest.mark.parametrize("channels", [16, 128, 176])
+@pytest.mark.parametrize("splits", [1, 2])
+def test_two_sources_of_a_pointwise_convolution(simt, tile, channels, splits):
+    """224 and 16, 112 and 128, 64 and 176 channels: units of 128 end within either source."""
+    whole, halves = two_sources((2, 240, 7, 9, 168, 1, 1, 0, 1), channels)
+    actual = simt.conv2d_s8(**halves, tile=tile, splits=splits)
+    assert_same_bits(actual, reference.conv2d_s8(**whole))
+    assert simt.native.counters()["last_kernel"] == f"gemm_s8_{tile}_sm90"
+
+
+def test_two_sources_of_other_convolutions_are_gathered(simt):
+    whole, halves = two_sources((1, 48, 6, 6, 40, 3, 1, 1, 1), 16)
     with pytest.raises(ValueError, match="declined: has no second source"):
-        simt.conv2d_s8(halves[0], **operands, x2=halves[1], tile="256x160x128_wg2")
+        simt.conv2d_s8(**halves, tile="256x160x128_wg2")
+    assert_same_bits(simt.conv2d_s8(**halves), reference.conv2d_s8(**whole))
 
 
 def test_the_choice_on_hopper_is_wgmma(simt):

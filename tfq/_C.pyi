@@ -120,8 +120,8 @@ def temporal_gather_dequantize(
 class CudaError(RuntimeError): ...
 
 # CUDA: the functions above on device memory, with (device index, stream) last. Those of products take
-# `options` before it: (workspace, workspace_size, tile, splits, tap_sums, enlarged), see struct ProductOptions in
-# csrc/cuda/cuda.h.
+# `options` before it: (workspace, workspace_size, tile, splits, tap_sums, enlarged), see struct
+# ProductOptions in csrc/cuda/cuda.h.
 def cuda_gemm_s8(
     x: int, m: int, n: int, k: int, weight: int, epilogue: tuple, options: tuple, launch: tuple, /
 ) -> None: ...

@@ -63,8 +63,8 @@ void conv2d_s8(const ConvArgs& args, const uint8_t* x2, int64_t channels2,
   conv.x2 = x2;
   if (tile.level == Level::kSm80) {
     launch_conv_sm80(conv, problem, choice.tile, launch.stream);
-  } else if (is_matrix(g, channels2)) {
-    launch_gemm_sm90(conv.product, problem, choice.tile, device, launch.stream);
+  } else if (is_pointwise(g)) {
+    launch_gemm_sm90(conv.product, {x2, channels2}, problem, choice.tile, device, launch.stream);
   } else {
     launch_conv_sm90(conv, options.tap_sums, problem, choice.tile, device, launch.stream);
   }

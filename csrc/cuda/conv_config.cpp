@@ -12,7 +12,7 @@ constexpr int64_t kMaxExtent = int64_t{1} << 15;  // coordinates are held in 16 
 
 const char* why_not_copied(const ConvGeometry& g, int64_t channels2, bool tap_sums) {
   constexpr int64_t kMostTaps = 32;
-  if (is_matrix(g, channels2)) return "";
+  if (is_pointwise(g)) return "";
   if (!tap_sums) return "needs the sums of the weights of each tap";
   if (channels2 > 0) return "has no second source";
   if (g.upsample != 1) return "enlarges no images";
@@ -26,11 +26,10 @@ const char* why_not_copied(const ConvGeometry& g, int64_t channels2, bool tap_su
 
 }  // namespace
 
-// Where a pixel's channels are a row of A, all of them and in order.
-bool is_matrix(const ConvGeometry& g, int64_t channels2) {
+bool is_pointwise(const ConvGeometry& g) {
   return g.kernel_h == 1 && g.kernel_w == 1 && g.stride_h == 1 && g.stride_w == 1 &&
          g.out_h == g.in_h && g.out_w == g.in_w && g.pad_top == 0 && g.pad_left == 0 &&
-         g.upsample == 1 && channels2 == 0;
+         g.upsample == 1;
 }
 
 ConvGeometry enlarged(ConvGeometry geometry) {

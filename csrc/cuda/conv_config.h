@@ -14,7 +14,7 @@ ProductProblem conv_problem(const ConvGeometry& geometry, int64_t channels2, int
 // The same convolution of the enlarged image, of upsample 1.
 ConvGeometry enlarged(ConvGeometry geometry);
 
-// Whether the image is that matrix as it lies in memory.
-bool is_matrix(const ConvGeometry& geometry, int64_t channels2);
+// Whether the image, or each source of it, is a matrix (m, channels) as it lies in memory.
+bool is_pointwise(const ConvGeometry& geometry);
 
 }  // namespace tfq::cuda

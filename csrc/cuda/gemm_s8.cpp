@@ -20,7 +20,7 @@ void gemm_s8(const GemmArgs& args, const ProductOptions& options, const Launch& 
   product.x = args.x;
   const DeviceGuard guard(launch.device);
   if (tile.level == Level::kSm90) {
-    launch_gemm_sm90(product, problem, choice.tile, device, launch.stream);
+    launch_gemm_sm90(product, {}, problem, choice.tile, device, launch.stream);
   } else {
     launch_gemm_sm80(product, problem, choice.tile, launch.stream);
   }

@@ -28,14 +28,20 @@ static_assert(kTileCountSm80 + sizeof(kEntries) / sizeof(kEntries[0]) == kTileCo
 
 }  // namespace
 
-void launch_gemm_sm90(const GemmLaunch& product, const ProductProblem& problem, int index,
-                      const DeviceFacts& device, void* stream) {
+void launch_gemm_sm90(const GemmLaunch& product, const SecondSource& second,
+                      const ProductProblem& problem, int index, const DeviceFacts& device,
+                      void* stream) {
   const Tile& tile = kTiles[index];
-  const TmaGemmLaunch args{
-      matrix_map(product.x, problem.m, problem.k, tile.block_m, tile.block_k, Swizzle::k128),
-      matrix_map(product.weight, packed_rows(problem.n), packed_depth(problem.k),
-                 tile.block_n / tile.cluster, tile.block_k, Swizzle::k128),
-      product};
+  const auto rows = [&](const uint8_t* x, int64_t depth) {
+    return matrix_map(x, problem.m, depth, tile.block_m, tile.block_k, Swizzle::k128);
+  };
+  TmaGemmLaunch args{};
+  args.a = rows(product.x, problem.k - second.depth);
+  if (second.depth > 0) args.a2 = rows(second.x, second.depth);
+  args.b = matrix_map(product.weight, packed_rows(problem.n), packed_depth(problem.k),
+                      tile.block_n / tile.cluster, tile.block_k, Swizzle::k128);
+  args.k2 = static_cast<int32_t>(second.depth);
+  args.product = product;
   const Entry& entry = kEntries[index - kTileCountSm80];
   simt::launch(product.epilogue.activation == Activation::kGeglu ? entry.geglu : entry.plain,
                persistent_config(entry.name, problem, tile, product.split.count, device, stream),

@@ -264,6 +264,8 @@ TFQ_DEVICE void multiply_stages(StagePosition<Shape>& at, int blocks, Accumulato
   }
   if constexpr (Shape::kPingPong) pass_turn<Shape>();
   ptx::wait_products<0>();
+#pragma unroll
+  for (int i = 0; i < Shape::kPiecesM; ++i) ptx::fence_sums(acc.value[i]);
   if (!simt::fault(simt::kFaultReleaseBeforeProducts)) release_stage<Shape>(previous);
 }
 

@@ -23,11 +23,18 @@ simt::LaunchConfig persistent_config(const char* kernel, const ProductProblem& p
                                      const Tile& tile, int splits, const DeviceFacts& device,
                                      void* stream);
 
+// Rows of A whose depth follows that of the first source; depth 0: there are none.
+struct SecondSource {
+  const uint8_t* x = nullptr;
+  int64_t depth = 0;
+};
+
 // Queue the kernel of tile `index`, which is of that level.
 void launch_gemm_sm80(const GemmLaunch& product, const ProductProblem& problem, int index,
                       void* stream);
-void launch_gemm_sm90(const GemmLaunch& product, const ProductProblem& problem, int index,
-                      const DeviceFacts& device, void* stream);
+void launch_gemm_sm90(const GemmLaunch& product, const SecondSource& second,
+                      const ProductProblem& problem, int index, const DeviceFacts& device,
+                      void* stream);
 void launch_conv_sm80(const ConvLaunch& conv, const ProductProblem& problem, int index,
                       void* stream);
 void launch_conv_sm90(const ConvLaunch& conv, const int32_t* tap_sums,

@@ -154,6 +154,15 @@ TFQ_DEVICE void wait_products() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(GroupsLeft) : "memory");
 }
 
+// After the wait: nothing that reads the sums may be moved before it, for all the compiler sees of a product
+// is that they were written where it was queued.
+template <int Pieces>
+TFQ_DEVICE void fence_sums(int32_t (&d)[Pieces][4]) {
+#pragma unroll
+  for (int j = 0; j < Pieces; ++j)
+    asm volatile("" : "+r"(d[j][0]), "+r"(d[j][1]), "+r"(d[j][2]), "+r"(d[j][3])::"memory");
+}
+
 #define TFQ_SUMS2(j) "+r"(d[j][0]), "+r"(d[j][1]), "+r"(d[j][2]), "+r"(d[j][3]), \
                      "+r"(d[(j) + 1][0]), "+r"(d[(j) + 1][1]), "+r"(d[(j) + 1][2]), "+r"(d[(j) + 1][3])
 #define TFQ_SUMS8(j) TFQ_SUMS2(j), TFQ_SUMS2(j + 2), TFQ_SUMS2(j + 4), TFQ_SUMS2(j + 6)

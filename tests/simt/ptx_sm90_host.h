@@ -52,6 +52,9 @@ void wait_products() {
   simt::sync_warp();
 }
 
+template <int Pieces>
+void fence_sums(int32_t (&)[Pieces][4]) {}
+
 template <int N>
 void multiply_add(int32_t (&d)[N][4], uint64_t a, uint64_t b, bool accumulate) {
   simt::Product product{d, 8 * N, a, b, accumulate};
