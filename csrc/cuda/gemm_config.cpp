@@ -23,7 +23,7 @@ constexpr double kFillCycles = 1500.0;  // first loads, last stores
 constexpr double kClusterCycles = 400.0;  // its barrier, and the wait for the other block
 constexpr int kWarpsToHideLatency = 8;
 constexpr double kFewWarpsPenalty = 1.15;
-constexpr int64_t kFewestBlocksOfK = 8;  // in a part
+constexpr int64_t kLeastDepth = 512;  // of a part: below, its begin and end take longer
 
 // Of wgmma's rate: a warpgroup alone; two in turns, of twice the rows.
 constexpr double kOneWarpgroup = 0.57;
@@ -105,8 +105,8 @@ std::string why_not(const ProductProblem& p, const Tile& tile, const DeviceFacts
   if (split_workspace(p, tile, splits) > p.workspace)
     return message("needs ", split_workspace(p, tile, splits), " values of workspace, got ",
                    p.workspace);
-  if (!forced && blocks / splits < kFewestBlocksOfK)
-    return message("parts of k would be shorter than ", kFewestBlocksOfK, " blocks");
+  if (!forced && blocks / splits * tile.block_k < kLeastDepth)
+    return message("parts of k would be shorter than ", kLeastDepth);
   return "";
 }
 
