@@ -2,12 +2,17 @@
 
     python bench/sweep.py [--install] [--seconds 0.02] [--within 1.6] [--limit 540] [--dry-run]
 
-For each product of SDXL (batch 1, 2), SD1.5 (2, 8) and the CIFAR-10 DDPM (64), each (tile, parts of k) that
-the model of csrc/cuda/gemm_config.cpp puts within a factor of the best: bits against the chosen one's,
-microseconds, TOPS, the modelled cycles, and the best of each schedule, with clusters and without; and the
-time of the float alternative, bfloat16 with the weights expanded before each product. sweep.json has all of
-it, dispatch.json the fastest of each product; --install puts those into the package's own table
-(tfq/ops/dispatch.json). A run that ends at --limit is continued by the next.
+For each product of SDXL (batch 1, 2), SD1.5 (2, 8) and the CIFAR-10 DDPM (64; unet_products.py), each (tile,
+parts of k) that the model of csrc/cuda/gemm_config.cpp puts within a factor of the best: bits against the
+chosen one's, microseconds, TOPS, the modelled cycles, and the best of each schedule, with clusters and
+without; and the time of the float alternative, bfloat16 with the weights expanded before each product.
+sweep.json has all of it, dispatch.json the fastest of each product; --install puts those into the package's
+own table (tfq/ops/dispatch.json). A run that ends at --limit is continued by the next; what is most of a
+UNet's work comes first.
+
+A product that a UNet runs with GEGLU is timed with it, for half as much is written and more computed, which
+moves the best schedule. Its float alternative is the product alone: GEGLU is then part of the quantisation
+that follows on either way. Other epilogues (residual, row of the timestep) are left out.
 """
 
 import argparse
@@ -16,6 +21,7 @@ import re
 import statistics
 
 import torch
+import unet_products
 import unet_shapes
 from card import begin
 from harness import print_table
@@ -27,7 +33,7 @@ from tfq.ops import _cuda, _dispatch
 # The facts of the card that a dry run pretends to have, see DeviceFacts of csrc/cuda/device.h.
 _DRY_DEVICE = (90, 132, 232448, 233472, True)
 _DRY_LAYERS = [
-    (1, unet_shapes.Linear(48, 32, 64)),
+    (1, unet_shapes.Linear(48, 32, 64, geglu=True)),
     (2, unet_shapes.Conv(32, 16, 6)),
     (1, unet_shapes.Conv(16, 32, 6, stride=2)),
 ]
@@ -89,30 +95,30 @@ class Product:
     """An operation of :mod:`tfq.ops` on the operands of one layer, and its float alternative."""
 
     def __init__(self, card, batch, layer):
+        self.card, self.batch, self.layer = card, batch, layer
+        self.operation, *self.shape = unet_products.key_of(batch, layer)
+        self.name = f"{self.operation} {'x'.join(map(str, self.shape))}"
+
+    def _operands(self):
+        """(operands, arguments of the native operation alone)."""
         from operands import conv_operands, gemm_operands
 
-        is_conv = isinstance(layer, unet_shapes.Conv) and layer.kernel > 1
-        if is_conv:
-            shape = (
-                batch, layer.channels, layer.size, layer.size, layer.out_channels, layer.kernel,
-                layer.stride, layer.kernel // 2, 1,
-            )  # fmt: skip
-            operands = conv_operands(shape)
-            self.operation, pixels = "conv2d_s8", batch * (layer.size // layer.stride) ** 2
-        else:
-            pixels = batch * (
-                layer.tokens if isinstance(layer, unet_shapes.Linear) else layer.size**2
-            )
-            operands = gemm_operands(pixels, layer.out_channels, layer.channels, groups=pixels)
-            self.operation = "gemm_s8"
-        taps = layer.kernel**2 if is_conv else 1
-        self.shape = (pixels, layer.out_channels, taps * layer.channels)
-        self.name = f"{self.operation} {'x'.join(map(str, self.shape))}"
-        self.card, self.operands = card, operands
+        layer = self.layer
+        if self.operation == "gemm_s8":
+            # The CPU of a dry run has no kernel with GEGLU.
+            gated = layer.geglu and not self.card.dry_run
+            operands = gemm_operands(*self.shape, groups=self.shape[0])
+            return operands, {"activation": "geglu"} if gated else {}
+        shape = (
+            self.batch, layer.channels, layer.size, layer.size, layer.out_channels, layer.kernel,
+            layer.stride, layer.kernel // 2, 1,
+        )  # fmt: skip
+        return conv_operands(shape), {}
 
     def calls(self):
         """(the operation, the float alternative), functions of a copy's index."""
-        operands = self.card.place(self.operands)
+        operands, epilogue = self._operands()
+        operands = self.card.place(operands)
         operands["out_dtype"] = torch.bfloat16
         x, qparams = operands.pop("x"), operands.pop("qparams")
         copies = self.card.copies_of(x.numel())
@@ -120,7 +126,7 @@ class Product:
         floats = [value.bfloat16() for value in xs]
         native, alternative = getattr(ops, self.operation), getattr(weight_only, self.operation)
         return (
-            lambda i: native(xs[i % copies], qparams, **operands),
+            lambda i: native(xs[i % copies], qparams, **operands, **epilogue),
             lambda i: alternative(floats[i % copies], None, **operands),
         )
 
@@ -202,24 +208,13 @@ def write_dispatch(path, cards):
     path.write_text(text.replace('{"operation"', '\n{"operation"') + "\n")
 
 
-def layers(dry_run):
-    """(batch, layer) of each product, those of SDXL at batch 2 first."""
-    if dry_run:
-        return _DRY_LAYERS
-    sdxl = unet_shapes.SDXL_LINEARS + unet_shapes.SDXL_CONVS
-    sd15 = unet_shapes.SD15_LINEARS + unet_shapes.SD15_CONVS
-    ddpm = unet_shapes.DDPM_CONVS + unet_shapes.DDPM_LINEARS
-    batches = [(2, sdxl), (8, sd15), (64, ddpm), (2, sd15), (1, sdxl)]
-    return [(batch, layer) for batch, shapes in batches for layer in shapes]
-
-
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=0.02, help="for each tile and shape")
     parser.add_argument("--within", type=float, default=1.6, help="of the best modelled cycles")
     parser.add_argument("--install", action="store_true", help="into the package's table")
     options, card, results = begin("sweep", parser, arguments, limit=540)
-    for batch, layer in layers(options.dry_run):
+    for batch, layer in _DRY_LAYERS if options.dry_run else unet_products.by_share():
         product = Product(card, batch, layer)
         results.add(product.name, lambda product=product: sweep(product, options))
     results.save()

@@ -25,12 +25,13 @@ class Conv(typing.NamedTuple):
 
 
 class Linear(typing.NamedTuple):
-    """A linear layer over ``tokens`` tokens an image."""
+    """A linear layer over ``tokens`` tokens an image; `geglu`: half of its outputs gate the others."""
 
     tokens: int
     out_channels: int
     channels: int
     count: int = 1
+    geglu: bool = False
 
     def operations(self, batch):
         """Multiplications and additions of a call."""
@@ -67,24 +68,6 @@ SD15_LINEARS = [
     )
 ]
 # UNet2DConditionModel of Stable Diffusion XL, 128 x 128 latent.
-SDXL_CONVS = [
-    Conv(1280, 1280, 32, count=10),
-    Conv(2560, 1280, 32, count=2),
-    Conv(1920, 1280, 32),
-    Conv(640, 1280, 32),
-    Conv(1280, 1280, 64),
-    Conv(640, 640, 64, count=6),
-    Conv(1920, 640, 64),
-    Conv(1280, 640, 64),
-    Conv(960, 640, 64),
-    Conv(320, 640, 64),
-    Conv(640, 640, 128),
-    Conv(320, 320, 128, count=7),
-    Conv(640, 320, 128, count=2),
-    Conv(960, 320, 128),
-    Conv(320, 320, 128, stride=2),
-    Conv(640, 640, 64, stride=2),
-]
 SDXL_LINEARS = [
     linear
     for tokens, width, blocks in ((1024, 1280, 60), (4096, 640, 10))

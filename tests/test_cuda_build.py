@@ -323,6 +323,29 @@ def test_a_failed_launch_names_kernel_configuration_and_reason(tmp_path):
     )
 
 
+def test_kernels_are_waited_for_where_that_is_asked(tmp_path):
+    nvcc, program = tool("nvcc"), tmp_path / "debug_sync"
+    command = [nvcc, *FLAGS, "-cudart", "none", '-DTFQ_CUDA_ARCHS="80"', "-o", program]
+    sources = [ROOT / "tests" / "gpu" / "debug_sync.cpp", KERNELS / "device.cpp"]
+    subprocess.run([*command, *sources], check=True)
+    failed = (
+        "a_kernel: run failed: cudaErrorName: its text (grid 3 x 1 x 2, 128 threads, 49152 bytes of "
+        "shared memory, clusters of 1)\n1 waits\n"
+    )
+    for value, captured, status, expected in (
+        ("1", "0", "700", failed),
+        ("1", "0", "0", "1 waits\n"),
+        ("1", "1", "700", "0 waits\n"),  # a wait would break the capture
+        ("0", "0", "700", "0 waits\n"),
+        ("", "0", "700", "0 waits\n"),
+    ):
+        environment = {**os.environ, "TFQ_DEBUG_SYNC": value}
+        done = subprocess.run(
+            [program, captured, status], capture_output=True, text=True, env=environment
+        )
+        assert (done.returncode, done.stdout) == (0, expected), (value, captured, status)
+
+
 @pytest.mark.parametrize("source", SOURCES)
 def test_ptx_for_later_cards(tmp_path, source):
     ptx = tmp_path / "kernel.ptx"
@@ -334,9 +357,18 @@ def test_ptx_for_later_cards(tmp_path, source):
         assert "mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32" in text
 
 
+def named_archs(path):
+    return re.search(r'TFQ_CUDA_ARCHS( =)? "([^"]+)"', (ROOT / path).read_text())[2].split(";")
+
+
+def test_a_release_has_machine_code_for_every_architecture():
+    named = named_archs(".ci/cibuildwheel-cuda.toml")
+    assert tuple(arch.removesuffix("-real") for arch in named) == ARCHS
+
+
 @pytest.mark.parametrize("path", ("cmake/TfqCuda.cmake", ".ci/cibuildwheel-cuda.toml"))
 def test_builds_for_hopper_and_for_later_cards(path):
-    named = re.search(r'TFQ_CUDA_ARCHS( =)? "([^"]+)"', (ROOT / path).read_text())[2].split(";")
+    named = named_archs(path)
     assert any(arch in ("90a", "90a-real") for arch in named)
     assert any(
         arch.isdigit() or arch.endswith("-virtual") for arch in named

@@ -126,6 +126,16 @@ def test_schedule_and_cluster_on_hopper(problem, tile):
     assert choose(*problem, DEVICES["H200"])[0] == tile
 
 
+def test_a_card_whose_integers_are_slower_than_floats_is_refused():
+    b300 = (103, 148, 232448, 233472, False)
+    with pytest.raises(ValueError, match="10.3:\\n.*convert with TfqConfig\\(activations='float'"):
+        choose(2048, 1280, 1280, b300)
+    b200 = (100, *b300[1:])
+    assert (
+        choose(2048, 1280, 1280, b200)[:2] == choose(2048, 1280, 1280, (90, 148, *b300[2:]))[:2]
+    )  # by mma.sync as well
+
+
 def test_reasons_are_printed():
     text = choose(64, 64, 256, DEVICES["A100"], workspace=0)[2]
     lines = text.splitlines()

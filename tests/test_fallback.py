@@ -4,7 +4,9 @@ import copy
 
 import pytest
 import torch
+from diffusers.models.activations import GEGLU
 from test_graph import FakeCapture, convert
+from test_layouts import on_card, simt  # noqa: F401
 from tolerance import MIN_UNET_SNR, assert_same_bits, assert_signal_to_noise
 from unets import build, inputs, run
 
@@ -56,6 +58,27 @@ def test_products_of_every_layer_are_seen(case):
     assert all(
         layer.input.recorder is None and "_product" not in vars(layer) for layer in _layers(unet)
     )
+
+
+def test_a_card_has_the_same_keys(on_card):  # noqa: F811
+    """There GEGLU is in the epilogue of the product that is wide on the CPU."""
+    unet = convert("cross_text")  # whose text is 64 wide: a card multiplies depths of 16
+    kwargs = inputs(unet, timesteps=(1, 251))
+    gated = []
+
+    def keys(here):
+        on_card(here)
+        products = trace_products(_layers(unet), lambda: run(unet, kwargs))
+        gated.append(sum(layer.weight_packed.dim() == 3 for layer in _projections(unet)))
+        return [(layer.name, key) for layer, key, _ in products]
+
+    on_cpu = keys(False)
+    assert keys(True) == on_cpu
+    assert gated == [0, len(_projections(unet))] and gated[1] > 0
+
+
+def _projections(unet):
+    return [module.proj for module in unet.modules() if isinstance(module, GEGLU)]
 
 
 def test_layers_whose_products_are_no_faster_run_in_float(case):

@@ -37,7 +37,9 @@ def trace_products(layers, call):
         def watched(operation, q, qparams, suffix="", **epilogue):
             out = product(operation, q, qparams, suffix, **epilogue)
             n, *rest = shapes[suffix]
-            seen.append((layer, (operation, out.numel() // n, n, math.prod(rest)), q))
+            # The output's own channels: of n, GEGLU leaves half.
+            m = out.numel() // out.shape[1 if operation == "conv2d_s8" else -1]
+            seen.append((layer, (operation, m, n, math.prod(rest)), q))
             return out
 
         layer.__dict__["_product"] = watched

@@ -3,8 +3,10 @@
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <mutex>
 #include <sstream>
+#include <string_view>
 #include <vector>
 
 #include "common/check.h"
@@ -23,6 +25,15 @@ int attribute(cudaDeviceAttr which, int device) {
   int value = 0;
   check(cudaDeviceGetAttribute(&value, which, device), "cudaDeviceGetAttribute");
   return value;
+}
+
+[[noreturn]] void fail(cudaError_t error, const simt::LaunchConfig& config, const char* what) {
+  cudaGetLastError();  // clears it, so that the next launch is not blamed
+  throw CudaError(message(config.kernel, ": ", what, " failed: ", cudaGetErrorName(error), ": ",
+                          cudaGetErrorString(error), " (grid ", config.grid.x, " x ", config.grid.y,
+                          " x ", config.grid.z, ", ", config.threads, " threads, ",
+                          config.shared_bytes, " bytes of shared memory, clusters of ",
+                          config.cluster, ")"));
 }
 
 }  // namespace
@@ -62,14 +73,21 @@ DeviceGuard::~DeviceGuard() {
 }
 
 void check_launch(int status, const simt::LaunchConfig& config) {
-  if (status == cudaSuccess) return;
-  cudaGetLastError();  // clears it, so that the next launch is not blamed
-  const auto error = static_cast<cudaError_t>(status);
-  throw CudaError(message(config.kernel, ": launch failed: ", cudaGetErrorName(error), ": ",
-                          cudaGetErrorString(error), " (grid ", config.grid.x, " x ", config.grid.y,
-                          " x ", config.grid.z, ", ", config.threads, " threads, ",
-                          config.shared_bytes, " bytes of shared memory, clusters of ",
-                          config.cluster, ")"));
+  if (status != cudaSuccess) fail(static_cast<cudaError_t>(status), config, "launch");
+}
+
+void debug_synchronize(const simt::LaunchConfig& config) {
+  static const bool enabled = [] {
+    const char* value = std::getenv("TFQ_DEBUG_SYNC");
+    return value != nullptr && std::string_view(value) == "1";
+  }();
+  if (!enabled) return;
+  const auto stream = static_cast<cudaStream_t>(config.stream);
+  cudaStreamCaptureStatus capture = cudaStreamCaptureStatusNone;
+  cudaError_t status = cudaStreamIsCapturing(stream, &capture);
+  if (status == cudaSuccess && capture == cudaStreamCaptureStatusNone)
+    status = cudaStreamSynchronize(stream);
+  if (status != cudaSuccess) fail(status, config, "run");
 }
 
 std::vector<std::string> built_archs() {

@@ -41,4 +41,9 @@ class DeviceGuard {
 // cudaError_t) is success.
 void check_launch(int status, const simt::LaunchConfig& config);
 
+// Where the environment has TFQ_DEBUG_SYNC=1 (read once), waits for the kernel that was queued last,
+// unless its stream is being captured. Throws CudaError with the kernel if that or one before it
+// failed: else whoever waits next would be blamed.
+void debug_synchronize(const simt::LaunchConfig& config);
+
 }  // namespace tfq::cuda

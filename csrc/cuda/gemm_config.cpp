@@ -23,19 +23,22 @@ constexpr double kFillCycles = 1500.0;  // first loads, last stores
 constexpr double kClusterCycles = 400.0;  // its barrier, and the wait for the other block
 constexpr int kWarpsToHideLatency = 8;
 constexpr double kFewWarpsPenalty = 1.15;
-constexpr int64_t kFewestBlocksOfK = 8;  // in a part
+constexpr int64_t kLeastDepth = 512;  // of a part: below, its begin and end take longer
 
 // Of wgmma's rate: a warpgroup alone; two in turns, of twice the rows.
 constexpr double kOneWarpgroup = 0.57;
 constexpr double kPingPong = 0.9;
 constexpr double kLanesInTurns = 64.0;  // the epilogue's, of one warpgroup beside the products
 
-// Multiply-adds a cycle of a multiprocessor. Hopper's mma.sync reaches about half of what wgmma
-// does.
+// Of a data centre's cards: twice the multiply-adds, and more bytes from L2.
+bool is_data_centre(int arch) { return arch == 80 || arch == 90 || arch == 100; }
+
+// Multiply-adds a cycle of a multiprocessor. mma.sync reaches about half of what wgmma does on
+// Hopper, and a quarter of what 10.0 does with instructions that these kernels have not.
 double multiply_rate(const Tile& tile, int arch) {
   if (tile.schedule == Schedule::kPingPong) return 4096.0 * kPingPong;
   if (tile.level == Level::kSm90) return 4096.0 * (tile.warps_m > 4 ? 1.0 : kOneWarpgroup);
-  return arch == 80 || arch == 90 || arch == 100 ? 2048.0 : 1024.0;
+  return is_data_centre(arch) ? 2048.0 : 1024.0;
 }
 
 // Bytes the multiplying warps read from shared memory for one k-block: mma.sync's warps their rows
@@ -52,8 +55,8 @@ double bytes_copied(const Tile& tile) {
   return (tile.block_m + static_cast<double>(tile.block_n) / tile.cluster) * tile.block_k;
 }
 
-// Bytes a cycle from L2 to a multiprocessor: more on the data-centre cards.
-double l2_rate(int arch) { return arch == 80 || arch == 90 || arch == 100 ? 46.0 : 16.0; }
+// Bytes a cycle from L2 to a multiprocessor.
+double l2_rate(int arch) { return is_data_centre(arch) ? 46.0 : 16.0; }
 
 int64_t tiles_of(const ProductProblem& p, const Tile& tile) {
   return ceil_div(p.m, tile.block_m) * ceil_div(p.n, tile.block_n);
@@ -89,6 +92,10 @@ std::string why_not(const ProductProblem& p, const Tile& tile, const DeviceFacts
   if (device.arch < 80)
     return message("needs compute capability 8.0, the device has ", device.arch / 10, ".",
                    device.arch % 10);
+  // B300: 0.16 POPS of integers were measured by others, a fraction of what bfloat16 reaches there.
+  if (device.arch == 103)
+    return "compute capability 10.3 multiplies integers slower than floats: convert with "
+           "TfqConfig(activations='float')";
   if (tile.level == Level::kSm90 && !device.wgmma)
     return "needs compute capability 9.0 and a build for 90a";
   if (tile.level == Level::kSm90 && *p.not_copied) return p.not_copied;
@@ -105,8 +112,8 @@ std::string why_not(const ProductProblem& p, const Tile& tile, const DeviceFacts
   if (split_workspace(p, tile, splits) > p.workspace)
     return message("needs ", split_workspace(p, tile, splits), " values of workspace, got ",
                    p.workspace);
-  if (!forced && blocks / splits < kFewestBlocksOfK)
-    return message("parts of k would be shorter than ", kFewestBlocksOfK, " blocks");
+  if (!forced && blocks / splits * tile.block_k < kLeastDepth)
+    return message("parts of k would be shorter than ", kLeastDepth);
   return "";
 }
 

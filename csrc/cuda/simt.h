@@ -49,7 +49,8 @@ TFQ_DEVICE T* shared_at(uint32_t offset) {
 // Deliberate faults exist in the host build only.
 TFQ_DEVICE constexpr bool fault(int) { return false; }
 
-// Queues the kernel; throws CudaError with the kernel, its configuration and CUDA's text.
+// Queues the kernel (TFQ_DEBUG_SYNC=1: and waits); throws CudaError with the kernel, its configuration
+// and CUDA's text.
 template <typename Args>
 void launch(void (*kernel)(Args), const LaunchConfig& config, const Args& args) {
   constexpr uint32_t kDefaultSharedBytes = 48 * 1024;
@@ -78,6 +79,7 @@ void launch(void (*kernel)(Args), const LaunchConfig& config, const Args& args) 
   native.numAttrs = count;
   void* parameters[] = {const_cast<Args*>(&args)};
   cuda::check_launch(cudaLaunchKernelExC(&native, symbol, parameters), config);
+  cuda::debug_synchronize(config);
 }
 
 }  // namespace tfq::simt

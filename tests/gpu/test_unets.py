@@ -9,7 +9,7 @@ from torch.utils import _pytree as pytree
 
 pytest.importorskip("diffusers")
 
-from unets import build, inputs, run  # noqa: E402
+from unets import CONDITIONAL, build, inputs, run  # noqa: E402
 
 import tfq  # noqa: E402
 
@@ -22,8 +22,8 @@ def on_card(kwargs):
 
 
 def convert(name, attention="float"):
-    """A converted model with rows for four timesteps, on the CPU."""
-    unet = build(name)
+    """A converted model with rows for four timesteps, on the CPU; a card multiplies depths of 16."""
+    unet = build(name, **({"cross_attention_dim": 32} if name in CONDITIONAL else {}))
     calls = [inputs(unet, timesteps=(t, t)) for t in (1, 251, 501, 751)]
     config = tfq.TfqConfig(precision="uniform", attention=attention)
     return tfq.convert(unet, config, calibration=calls)
