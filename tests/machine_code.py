@@ -1,7 +1,8 @@
-"""What nvcc makes of a source, as nvdisasm shows it: messages and instructions."""
+"""What nvcc makes of a source, as nvdisasm shows it: messages, instructions, and the cheapest way through."""
 
 import collections
 import dataclasses
+import heapq
 import pathlib
 import re
 import shutil
@@ -73,3 +74,101 @@ def instructions(cubin):
 
 def total(counter, prefix):
     return sum(count for opcode, count in counter.items() if opcode.startswith(prefix))
+
+
+def _blocks(kernel, begin, ends):
+    """Index -> (opcodes, indices of what may follow; none: the end) of the blocks reached from `begin`."""
+    code, labels = kernel
+    leaders = {begin, *labels.values()}
+    blocks, open_ends = {}, [begin]
+    while open_ends:
+        first = open_ends.pop()
+        if first in blocks:
+            continue
+        opcodes, following, at = [], [], first
+        while not (step := code[at]).opcode.startswith(ends):
+            assert not step.opcode.startswith(("BRX", "CALL", "JM", "RET")), step
+            if step.opcode != "NOP":
+                opcodes.append(step.opcode)
+            at += 1
+            if step.opcode.startswith("BRA"):
+                following = [labels[step.target]] + [at] * step.conditional
+                break
+            if step.opcode == "EXIT" and not step.conditional:
+                break
+            if at in leaders:
+                following = [at]
+                break
+        blocks[first] = opcodes, following
+        open_ends += following
+    return blocks
+
+
+def cheapest_path(kernel, begin, ends, run, wanted, before=None):
+    """Instructions of the cheapest way from index `begin` to a return or an opcode of `ends`, among those on
+    which no run is left out and each has what is `wanted`. None if there is no such way.
+
+    `run`: (opcode, how many of it begin a run). `wanted`: opcode -> how many of it come after that, up to
+    the next run; `before`: how many of it come between the run before, or the begin, and a run. Opcodes
+    are beginnings of them. What is predicated counts: it takes its turn whether it does something or not.
+    """
+    opener, length = run
+    before = before or {}
+    assert not wanted.keys() & before.keys()
+    wanted, before = list(wanted.items()), list(before.items())
+    names, limits = zip(*wanted, *before, strict=True)
+    zeros, split = (0,) * len(names), len(wanted)
+    blocks = _blocks(kernel, begin, ends)
+    most = _most_ahead(blocks, opener)
+
+    def after(opcodes, done, counts):
+        """(openers so far, counts since the last run began), or None if a run has not what it should."""
+        for opcode in opcodes:
+            if opcode.startswith(opener):
+                if done % length == 0:
+                    if (
+                        counts[split:] != limits[split:]
+                        or done
+                        and counts[:split] != limits[:split]
+                    ):
+                        return None
+                    counts = zeros
+                done += 1
+            for i, name in enumerate(names):
+                if opcode.startswith(name) and (done or i >= split):
+                    counts = (*counts[:i], counts[i] + 1, *counts[i + 1 :])
+                    if counts[i] > limits[i]:
+                        return None
+        return done, counts
+
+    end = -1
+    waiting, seen = [(0, begin, 0, zeros)], set()
+    while waiting:
+        cost, at, done, counts = heapq.heappop(waiting)
+        if at == end:
+            return cost
+        if (at, done, counts) in seen or done + most[at] < most[begin]:
+            continue
+        seen.add((at, done, counts))
+        opcodes, following = blocks[at]
+        if (state := after(opcodes, done, counts)) is None:
+            continue
+        if not following and (state[0], state[1][:split]) == (most[begin], limits[:split]):
+            following = [end]
+        for next_at in following:
+            heapq.heappush(waiting, (cost + len(opcodes), next_at, *state))
+    return None
+
+
+def _most_ahead(blocks, opcode):
+    """Index of a block -> the most of `opcode` from its begin on; there must be none in a loop."""
+    own = {at: sum(op.startswith(opcode) for op in ops) for at, (ops, _) in blocks.items()}
+    most, changed = dict.fromkeys(blocks, 0), True
+    while changed:
+        changed = False
+        for at in sorted(blocks, reverse=True):
+            ahead = own[at] + max((most[next_at] for next_at in blocks[at][1]), default=0)
+            assert ahead <= sum(own.values()), f"{opcode} in a loop"
+            changed |= ahead != most[at]
+            most[at] = ahead
+    return most

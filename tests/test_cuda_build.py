@@ -15,6 +15,7 @@ import pytest
 from machine_code import (
     FLAGS,
     ROOT,
+    cheapest_path,
     compile_cubin,
     instructions,
     kernels,
@@ -26,6 +27,7 @@ from machine_code import (
 from tfq._ext import _C
 
 KERNELS = ROOT / "csrc" / "cuda"
+WARPGROUP = 128
 SM90 = ("gemm_s8_sm90", "conv2d_s8_sm90")
 SOURCES = (
     "gemm_s8_sm80",
@@ -47,10 +49,43 @@ BANDWIDTH_REGISTERS = 96
 ATTENTION_REGISTERS = {32: 128, 48: 128, 64: 128, 80: 128, 128: 255, 160: 255, 256: 255}
 # What __launch_bounds__ leaves: 65536 registers for three warpgroups, or for two.
 SM90_REGISTERS = {3: 168, 2: 255}
-# Instructions an output may cost in the epilogue, by the paths of tests/gpu/epilogue_probe.cu: store;
-# residual; residual, SiLU and quantisation. With tanh.approx SiLU would cost 3 instructions less, and
-# its error of 2^-11 the 0.1 % of values that may be a step off.
-EPILOGUE_INSTRUCTIONS = {"0": 5, "1": 8, "2": 18}
+# Instructions a sum may cost in the epilogue, by the paths of tests/gpu/epilogue_probe.cu: store; residual;
+# residual, SiLU and quantisation; store and quantisation; GEGLU. With tanh.approx SiLU would cost 3
+# instructions less, and its error of 2^-11 the 0.1 % of values that may be a step off.
+EPILOGUE_INSTRUCTIONS = {"0": 5, "1": 8, "2": 18, "3": 10, "4": 18}
+# The same in Hopper's kernels as they are. A run of sums begins with their conversions; by its other
+# opcodes one knows the way it takes: packed bfloat16, residual, quantisation, SiLU; and, between two runs,
+# what a row loads that misses three taps: the facts of its channels, and two vectors a tap.
+SUM, RUN = "I2FP.F32.S32", 8
+PLAIN = {"F2FP.BF16": 0, "HADD2.F32": 0, "F2I.NTZ": 0, "MUFU.EX2": 0}
+BORDER = {"LDG.E.128": 6 + 3 * 2}
+# Path -> what is in a run, what before it, and by source the bounds: of tiles with less than 128 sums a
+# thread, which have the costs of tile and channels among fewer, and of the others.
+HOPPER_EPILOGUE = {
+    "store": (
+        PLAIN | {"F2FP.BF16": 4},
+        {},
+        {"gemm_s8_sm90": (15, 12), "conv2d_s8_sm90": (17, 13)},
+    ),
+    "residual": (
+        PLAIN | {"F2FP.BF16": 4, "HADD2.F32": 8},
+        {},
+        {"gemm_s8_sm90": (20, 16), "conv2d_s8_sm90": (22, 17)},
+    ),
+    "residual_silu_quantize": (
+        PLAIN | {"HADD2.F32": 8, "F2I.NTZ": 8, "MUFU.EX2": 8},
+        {},
+        {"gemm_s8_sm90": (29, 25), "conv2d_s8_sm90": (31, 26)},
+    ),
+    "dual": (
+        PLAIN | {"F2FP.BF16": 4, "F2I.NTZ": 8},
+        {},
+        {"gemm_s8_sm90": (21, 17), "conv2d_s8_sm90": (22, 18)},
+    ),
+    "geglu": ({"F2FP.BF16": 2, "F2I.NTZ": 0}, {}, {"gemm_s8_sm90": (57, 50)}),
+    "geglu_quantize": ({"F2FP.BF16": 0, "F2I.NTZ": 4}, {}, {"gemm_s8_sm90": (59, 53)}),
+    "border": (PLAIN | {"F2FP.BF16": 4}, BORDER, {"conv2d_s8_sm90": (34, 31)}),
+}
 
 
 def compile_one(folder, source, arch):
@@ -180,6 +215,28 @@ def test_hopper_multiplies_with_wgmma_and_copies_with_tma(hopper, source):
         assert total(counts, "STG.E.128") > 0 and total(counts, "LDG.E.128") > 0, name
 
 
+@pytest.mark.parametrize("path", HOPPER_EPILOGUE)
+@pytest.mark.parametrize("source", SM90)
+def test_hopper_epilogue_is_lean(hopper, source, path):
+    """What an output costs in the kernel itself, on the cheapest way that does what `path` says: all after
+    the last product, with facts of rows and channels, addresses, and what decides which way is taken."""
+    wanted, before, bounds = HOPPER_EPILOGUE[path]
+    if source not in bounds:
+        pytest.skip(f"{source} has no {path}")
+    for name, kernel in hopper[source][0].items():
+        if ("Lb1E" in name) != (path.startswith("geglu")):
+            continue
+        block_m, block_n, _, of_tile, _ = sm90_tile(name)
+        sums = block_m * block_n // (WARPGROUP * of_tile)
+        opcodes = [instruction.opcode for instruction in kernel[0]]
+        assert total(collections.Counter(opcodes), SUM) == sums, name
+        begin = len(opcodes) - opcodes[::-1].index("WARPGROUP.DEPBAR.LE")
+        cost = cheapest_path(kernel, begin, "WARPGROUP", (SUM, RUN), wanted, before)
+        outputs = sums // 2 if path.startswith("geglu") else sums
+        most = bounds[source][sums >= 128]
+        assert cost and cost / outputs <= most, (name, cost / outputs)
+
+
 @pytest.mark.parametrize("arch", ["80", "90"])
 @pytest.mark.parametrize("source", SM90)
 def test_hopper_kernels_are_empty_for_other_cards(tmp_path, source, arch):
@@ -275,7 +332,7 @@ def test_the_build_refuses_serialised_products(tmp_path, source, right):
 
 
 @pytest.mark.parametrize("arch", ARCHS)
-def test_epilogue_is_lean(tmp_path, arch):
+def test_arithmetic_of_the_epilogue_is_lean(tmp_path, arch):
     cubin = tmp_path / "epilogue.cubin"
     compile_cubin(ROOT / "tests" / "gpu" / "epilogue_probe.cu", arch, cubin)
     sizes = collections.defaultdict(dict)
