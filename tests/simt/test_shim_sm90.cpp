@@ -282,9 +282,26 @@ void reports_name_the_problem() {
   CHECK(reports(writes_early, "sums were written while a product was under way", args));
 }
 
+void maps_of_small_images_lose_a_bit_of_old_drivers() {
+  constexpr int kLastDriver = 13010;
+  constexpr int64_t kSmall = 131071;
+  const auto words = [](int driver, int64_t bytes) {
+    cuda::TensorMap map;
+    for (uint64_t& word : map.words) word = ~uint64_t{0};
+    map = cuda::without_small_image_bug(map, driver, bytes);
+    for (int i = 0; i < 16; ++i) CHECK(i == 1 || map.words[i] == ~uint64_t{0});
+    return map.words[1];
+  };
+  CHECK(words(kLastDriver, kSmall) == 0xffffffffffdfffff);
+  CHECK(words(12000, 16) == 0xffffffffffdfffff);
+  CHECK(words(kLastDriver + 1, kSmall) == ~uint64_t{0});
+  CHECK(words(kLastDriver, kSmall + 1) == ~uint64_t{0});
+}
+
 }  // namespace
 
 int main() {
+  maps_of_small_images_lose_a_bit_of_old_drivers();
   testing::for_each_schedule(products_are_right);
   testing::for_each_schedule(what_is_not_waited_for_is_not_there);
   testing::for_each_schedule(phases_alternate);
