@@ -51,8 +51,10 @@ class ImageUnits {
     // The unit that fills up the last stage: channels there are none of.
     const bool exists = tap_y < conv.kernel_h;
     const int channel = exists ? (index - tap * per_tap) * kConvUnit : per_tap * kConvUnit;
-    ptx::load_taps(Shape::unit_a(stage, unit), args_.a, barrier, first_, exists ? tap_y : 0,
-                   exists ? tap - tap_y * conv.kernel_w : 0, channel);
+    const int y = exists ? tap_y : 0, x = exists ? tap - tap_y * conv.kernel_w : 0;
+    const bool transposed = simt::fault(simt::kFaultTransposedTap);
+    ptx::load_taps(Shape::unit_a(stage, unit), args_.a, barrier, first_, transposed ? x : y,
+                   transposed ? y : x, channel);
     weights_.load(stage, unit, tap * conv.channels + channel, barrier);
   }
 
@@ -107,8 +109,8 @@ TFQ_KERNEL TFQ_LAUNCH_BOUNDS(kTiles[TileIndex].threads(), 1)
     constexpr int kUnits = kBlockKSm90 / kConvUnit;
     const int units = args.conv.kernel_h * args.conv.kernel_w * units_of_tap(args.conv);
     ImageUnits<Shape> loader(args);
-    run_product<Shape, false>(args.conv.product, (units + kUnits - 1) / kUnits, loader,
-                              MissingTaps(args));
+    const int whole = simt::fault(simt::kFaultNoLastUnit) ? units : units + kUnits - 1;
+    run_product<Shape, false>(args.conv.product, whole / kUnits, loader, MissingTaps(args));
   }
 }
 

@@ -121,6 +121,11 @@ enum Fault : int {
   kFaultTokensInOrder,
   kFaultPaddingHasWeight,
   kFaultLargestOfOwnTokens,
+  kFaultTransposedTap,
+  kFaultNoLastUnit,
+  kFaultNoEpilogueBarrier,
+  kFaultSharedEpilogueBarrier,
+  kFaultUnpublishedBarriers,
   kFaultCount
 };
 
