@@ -9,16 +9,25 @@ import concurrent.futures
 import os
 import pathlib
 import re
-import shutil
 import subprocess
-import sysconfig
 
 import pytest
+from machine_code import (
+    FLAGS,
+    ROOT,
+    cheapest_path,
+    compile_cubin,
+    instructions,
+    kernels,
+    opcodes_of,
+    tool,
+    total,
+)
 
 from tfq._ext import _C
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 KERNELS = ROOT / "csrc" / "cuda"
+WARPGROUP = 128
 SM90 = ("gemm_s8_sm90", "conv2d_s8_sm90")
 SOURCES = (
     "gemm_s8_sm80",
@@ -41,48 +50,68 @@ BANDWIDTH_REGISTERS = 96
 ATTENTION_REGISTERS = {32: 128, 48: 128, 64: 128, 80: 128, 128: 255, 160: 255, 256: 255}
 # What __launch_bounds__ leaves: 65536 registers for three warpgroups, or for two.
 SM90_REGISTERS = {3: 168, 2: 255}
-# Instructions an output may cost in the epilogue, by the paths of tests/gpu/epilogue_probe.cu: store;
-# residual; residual, SiLU and quantisation. With tanh.approx SiLU would cost 3 instructions less, and
-# its error of 2^-11 the 0.1 % of values that may be a step off.
-EPILOGUE_INSTRUCTIONS = {"0": 5, "1": 8, "2": 18}
-FLAGS = ("-std=c++17", "-O3", "-fmad=false", f"-I{ROOT / 'csrc'}")
+# Instructions a sum may cost in the epilogue, by the paths of tests/gpu/epilogue_probe.cu: store; residual;
+# residual, SiLU and quantisation; store and quantisation; GEGLU. With tanh.approx SiLU would cost 3
+# instructions less, and its error of 2^-11 the 0.1 % of values that may be a step off.
+EPILOGUE_INSTRUCTIONS = {"0": 5, "1": 8, "2": 18, "3": 10, "4": 18}
+# The same in Hopper's kernels as they are. A run of sums begins with their conversions; by its other
+# opcodes one knows the way it takes: packed bfloat16, residual, quantisation, SiLU; and, between two runs,
+# what a row loads that misses three taps: the facts of its channels, and two vectors a tap.
+SUM, RUN = "I2FP.F32.S32", 8
+PLAIN = {"F2FP.BF16": 0, "HADD2.F32": 0, "F2I.NTZ": 0, "MUFU.EX2": 0}
+BORDER = {"LDG.E.128": 6 + 3 * 2}
+# Path -> what is in a run, what before it, and by source the bounds: of tiles with less than 128 sums a
+# thread, which have the costs of tile and channels among fewer, and of the others.
+HOPPER_EPILOGUE = {
+    "store": (
+        PLAIN | {"F2FP.BF16": 4},
+        {},
+        {"gemm_s8_sm90": (15, 12), "conv2d_s8_sm90": (17, 13)},
+    ),
+    "residual": (
+        PLAIN | {"F2FP.BF16": 4, "HADD2.F32": 8},
+        {},
+        {"gemm_s8_sm90": (20, 16), "conv2d_s8_sm90": (22, 17)},
+    ),
+    "residual_silu_quantize": (
+        PLAIN | {"HADD2.F32": 8, "F2I.NTZ": 8, "MUFU.EX2": 8},
+        {},
+        {"gemm_s8_sm90": (29, 25), "conv2d_s8_sm90": (31, 26)},
+    ),
+    "dual": (
+        PLAIN | {"F2FP.BF16": 4, "F2I.NTZ": 8},
+        {},
+        {"gemm_s8_sm90": (21, 17), "conv2d_s8_sm90": (22, 18)},
+    ),
+    "geglu": ({"F2FP.BF16": 2, "F2I.NTZ": 0}, {}, {"gemm_s8_sm90": (57, 50)}),
+    "geglu_quantize": ({"F2FP.BF16": 0, "F2I.NTZ": 4}, {}, {"gemm_s8_sm90": (59, 53)}),
+    "border": (PLAIN | {"F2FP.BF16": 4}, BORDER, {"conv2d_s8_sm90": (34, 31)}),
+}
 
 
-def tool(name):
-    packaged = pathlib.Path(sysconfig.get_path("purelib")) / "nvidia" / "cu13" / "bin" / name
-    path = str(packaged) if packaged.exists() else shutil.which(name)
-    if path is None:
-        pytest.skip(f"{name} is not installed (extra cuda-build)")
-    return path
-
-
-def compile_one(nvcc, folder, source, arch):
+def compile_one(folder, source, arch):
     """(registers, spilled bytes, kernel) of each kernel; leaves the machine code in `folder`."""
-    cubin = folder / f"{source}.{arch}.cubin"
-    command = [nvcc, *FLAGS, "-Xptxas", "-v", f"-arch=sm_{arch}", "-cubin", "-o", cubin]
-    result = subprocess.run([*command, KERNELS / f"{source}.cu"], capture_output=True, text=True)
-    assert result.returncode == 0, f"{source} for sm_{arch}:\n{result.stderr}"
-    # Among them that wgmma is serialised (C7510, C7514) or setmaxnreg ignored (C7508).
-    assert "warning" not in result.stdout + result.stderr, result.stderr
+    messages = compile_cubin(KERNELS / f"{source}.cu", arch, folder / f"{source}.{arch}.cubin")
     facts, name, spilled = [], None, 0
-    for line in result.stderr.splitlines():
+    for line in messages.splitlines():
         if match := re.search(r"Compiling entry function '(\S+)'", line):
             name, spilled = match.group(1), 0
         elif match := re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", line):
             spilled = int(match.group(1)) + int(match.group(2))
         elif match := re.search(r"Used (\d+) registers", line):
             facts.append((int(match.group(1)), spilled, name))
-    assert facts, f"{source} for sm_{arch}: no kernel in\n{result.stderr}"
+    assert facts, f"{source} for sm_{arch}: no kernel in\n{messages}"
     return facts
 
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
     """Folder of the machine code, and the facts of each (source, arch)."""
-    nvcc, folder = tool("nvcc"), tmp_path_factory.mktemp("cubin")
+    tool("nvcc")
+    folder = tmp_path_factory.mktemp("cubin")
     jobs = [(source, arch) for source in SOURCES for arch in ARCHS]
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        results = pool.map(lambda job: compile_one(nvcc, folder, *job), jobs)
+        results = pool.map(lambda job: compile_one(folder, *job), jobs)
         return folder, dict(zip(jobs, results, strict=True))
 
 
@@ -102,31 +131,12 @@ def head_channels(kernel):
     return int(re.search(r"attention_s8_sm80ILi(\d+)E", kernel).group(1))
 
 
-def instructions(nvdisasm, cubin):
-    """Kernel -> how often each opcode, with its modifiers, stands in it."""
-    text = subprocess.run(
-        [nvdisasm, "-c", cubin], capture_output=True, text=True, check=True
-    ).stdout
-    counts, kernel = {}, None
-    for line in text.splitlines():
-        if match := re.match(r"\.text\.(\S+):", line):
-            kernel = counts.setdefault(match.group(1), collections.Counter())
-        elif match := re.match(r"\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Zx0-9_.]*)", line):
-            kernel[match.group(1)] += 1
-    return counts
-
-
-def total(counter, prefix):
-    return sum(count for opcode, count in counter.items() if opcode.startswith(prefix))
-
-
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("source", SOURCES[:2])
 def test_products_use_tensor_cores_and_wide_copies(built, source, arch):
-    nvdisasm = tool("nvdisasm")
-    kernels = instructions(nvdisasm, built[0] / f"{source}.{arch}.cubin")
-    assert len(kernels) == (10 if source.startswith("gemm") else 5)
-    for name, counts in kernels.items():
+    found = instructions(built[0] / f"{source}.{arch}.cubin")
+    assert len(found) == (10 if source.startswith("gemm") else 5)
+    for name, counts in found.items():
         tile = _C.cuda_tiles()[int(re.search(r"_s8_sm80ILi(\d)E", name).group(1))]
         block_m, block_n, _, warps_m, warps_n = map(int, re.findall(r"\d+", tile))
         threads = 32 * warps_m * warps_n
@@ -158,12 +168,12 @@ SM90_KERNELS = {"gemm_s8_sm90": 2 * SM90_TILES, "conv2d_s8_sm90": 2 * SM90_TILES
 
 @pytest.fixture(scope="module")
 def hopper(tmp_path_factory):
-    """Source of Hopper's kernels -> path of the machine code, and its facts."""
-    folder = tmp_path_factory.mktemp("hopper")
-    return {
-        source: (folder / f"{source}.90a.cubin", compile_one(tool("nvcc"), folder, source, "90a"))
-        for source in SM90
-    }
+    """Source of Hopper's kernels -> their machine code, and its facts."""
+    folder, found = tmp_path_factory.mktemp("hopper"), {}
+    for source in SM90:
+        facts = compile_one(folder, source, "90a")
+        found[source] = kernels(folder / f"{source}.90a.cubin"), facts
+    return found
 
 
 @pytest.mark.parametrize("source", SM90)
@@ -180,10 +190,10 @@ def test_hopper_registers(hopper, source):
 
 @pytest.mark.parametrize("source", SM90)
 def test_hopper_multiplies_with_wgmma_and_copies_with_tma(hopper, source):
-    kernels = instructions(tool("nvdisasm"), hopper[source][0])
-    assert len(kernels) == SM90_KERNELS[source]
+    assert len(hopper[source][0]) == SM90_KERNELS[source]
     copies = ["UTMALDG.2D"] if source.startswith("gemm") else ["UTMALDG.2D", "UTMALDG.4D.IM2COL"]
-    for name, counts in kernels.items():
+    for name, kernel in hopper[source][0].items():
+        counts = opcodes_of(kernel)
         block_m, block_n, warpgroups, of_tile, cluster = sm90_tile(name)
         # One k-block: depth 128 is four instructions of 64 x N x 32. The loop may be unrolled.
         per_block = 4 * block_m // 64 // of_tile
@@ -216,11 +226,33 @@ def test_launches_before_are_waited_for_once(built, source, arch):
         assert total(counts, "ACQBULK") == total(counts, "PREEXIT") == waits, (name, counts)
 
 
+@pytest.mark.parametrize("path", HOPPER_EPILOGUE)
+@pytest.mark.parametrize("source", SM90)
+def test_hopper_epilogue_is_lean(hopper, source, path):
+    """What an output costs in the kernel itself, on the cheapest way that does what `path` says: all after
+    the last product, with facts of rows and channels, addresses, and what decides which way is taken."""
+    wanted, before, bounds = HOPPER_EPILOGUE[path]
+    if source not in bounds:
+        pytest.skip(f"{source} has no {path}")
+    for name, kernel in hopper[source][0].items():
+        if ("Lb1E" in name) != (path.startswith("geglu")):
+            continue
+        block_m, block_n, _, of_tile, _ = sm90_tile(name)
+        sums = block_m * block_n // (WARPGROUP * of_tile)
+        opcodes = [instruction.opcode for instruction in kernel[0]]
+        assert total(collections.Counter(opcodes), SUM) == sums, name
+        begin = len(opcodes) - opcodes[::-1].index("WARPGROUP.DEPBAR.LE")
+        cost = cheapest_path(kernel, begin, "WARPGROUP", (SUM, RUN), wanted, before)
+        outputs = sums // 2 if path.startswith("geglu") else sums
+        most = bounds[source][sums >= 128]
+        assert cost and cost / outputs <= most, (name, cost / outputs)
+
+
 @pytest.mark.parametrize("arch", ["80", "90"])
 @pytest.mark.parametrize("source", SM90)
 def test_hopper_kernels_are_empty_for_other_cards(tmp_path, source, arch):
-    compile_one(tool("nvcc"), tmp_path, source, arch)
-    counts = instructions(tool("nvdisasm"), tmp_path / f"{source}.{arch}.cubin")
+    compile_one(tmp_path, source, arch)
+    counts = instructions(tmp_path / f"{source}.{arch}.cubin")
     assert counts
     assert all(counter.total() - counter["NOP"] < 10 for counter in counts.values())
 
@@ -228,8 +260,7 @@ def test_hopper_kernels_are_empty_for_other_cards(tmp_path, source, arch):
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("source", SOURCES[2:4])
 def test_bandwidth_kernels_read_vectors(built, source, arch):
-    nvdisasm = tool("nvdisasm")
-    for name, counts in instructions(nvdisasm, built[0] / f"{source}.{arch}.cubin").items():
+    for name, counts in instructions(built[0] / f"{source}.{arch}.cubin").items():
         assert total(counts, "LDL") == total(counts, "STL") == 0, f"{name} uses local memory"
         if "clear_ranges" in name or "coefficients" in name:
             continue
@@ -240,9 +271,9 @@ def test_bandwidth_kernels_read_vectors(built, source, arch):
 
 @pytest.mark.parametrize("arch", ARCHS)
 def test_attention_keeps_to_tensor_cores_and_the_float_pipe(built, arch):
-    kernels = instructions(tool("nvdisasm"), built[0] / f"attention_s8_sm80.{arch}.cubin")
-    assert sorted(map(head_channels, kernels)) == sorted(ATTENTION_REGISTERS)
-    for name, counts in kernels.items():
+    found = instructions(built[0] / f"attention_s8_sm80.{arch}.cubin")
+    assert sorted(map(head_channels, found)) == sorted(ATTENTION_REGISTERS)
+    for name, counts in found.items():
         channels = head_channels(name)
         # For 32 tokens: their logits in either pass, of which the first may be unrolled twice; the value,
         # and ones for the sum of the weights.
@@ -264,7 +295,7 @@ def test_attention_keeps_to_tensor_cores_and_the_float_pipe(built, arch):
 @pytest.mark.parametrize("arch", ARCHS)
 def test_operands_of_attention_are_read_as_vectors(built, arch):
     cubin = built[0] / f"attention_operands.{arch}.cubin"
-    for name, counts in instructions(tool("nvdisasm"), cubin).items():
+    for name, counts in instructions(cubin).items():
         assert total(counts, "LDL") == total(counts, "STL") == 0, f"{name} uses local memory"
         assert total(counts, "LDG.E.128") > 0, (name, counts)
         if "quantize_tokens" in name:
@@ -274,33 +305,49 @@ def test_operands_of_attention_are_read_as_vectors(built, arch):
 @pytest.mark.parametrize("arch", ARCHS)
 def test_weights_are_written_as_vectors(built, arch):
     cubin = built[0] / f"dequantize_weight.{arch}.cubin"
-    (counts,) = instructions(tool("nvdisasm"), cubin).values()
+    (counts,) = instructions(cubin).values()
     assert total(counts, "STG.E.128") >= 2, counts
     assert total(counts, "LDL") == total(counts, "STL") == 0, counts
 
 
 def test_ceiling_of_wgmma_is_nothing_but_products(tmp_path):
     cubin = tmp_path / "ceiling.cubin"
-    command = [tool("nvcc"), *FLAGS, "-Xptxas", "-v", "-arch=sm_90a", "-cubin", "-o", cubin]
-    source = ROOT / "bench" / "wgmma_ceiling.cu"
-    done = subprocess.run([*command, source], capture_output=True, text=True)
-    assert done.returncode == 0 and "warning" not in done.stderr, done.stderr
-    assert done.stderr.count("0 bytes spill stores, 0 bytes spill loads") == 4, done.stderr
-    kernels = instructions(tool("nvdisasm"), cubin)
-    assert len(kernels) == 4
-    for name, counts in kernels.items():
+    messages = compile_cubin(ROOT / "bench" / "wgmma_ceiling.cu", "90a", cubin)
+    assert messages.count("0 bytes spill stores, 0 bytes spill loads") == 4, messages
+    found = instructions(cubin)
+    assert len(found) == 4
+    for name, counts in found.items():
         assert total(counts, "IGMMA") % 4 == 0 and total(counts, "IGMMA") > 0, name
         assert total(counts, "LDG") == total(counts, "LDL") == 0, name
 
 
+def test_serialised_products_are_refused(tmp_path):
+    """ptxas calls this information, and -Werror=all-warnings lets it pass."""
+    source = ROOT / "tests" / "gpu" / "serialised_products.cu"
+    with pytest.raises(AssertionError, match=r"\(C75\d\d\)"):
+        compile_cubin(source, "90a", tmp_path / "products.cubin")
+
+
+@pytest.mark.parametrize(
+    "source, right", [("serialised_products", False), ("epilogue_probe", True)]
+)
+def test_the_build_refuses_serialised_products(tmp_path, source, right):
+    launcher = ["cmake", "-P", ROOT / "cmake" / "CompileCuda.cmake", "--", tool("nvcc")]
+    command = [*launcher, *FLAGS, "-arch=sm_90a", "-Werror=all-warnings", "-cubin"]
+    path = ROOT / "tests" / "gpu" / f"{source}.cu"
+    done = subprocess.run(
+        [*command, path, "-o", tmp_path / "cubin"], capture_output=True, text=True
+    )
+    assert (done.returncode == 0) == right, done.stderr
+    assert ("(C7514)" in done.stderr) != right, done.stderr
+
+
 @pytest.mark.parametrize("arch", ARCHS)
-def test_epilogue_is_lean(tmp_path, arch):
-    nvcc, nvdisasm = tool("nvcc"), tool("nvdisasm")
+def test_arithmetic_of_the_epilogue_is_lean(tmp_path, arch):
     cubin = tmp_path / "epilogue.cubin"
-    command = [nvcc, *FLAGS, f"-arch=sm_{arch}", "-cubin", "-o", cubin]
-    subprocess.run([*command, ROOT / "tests" / "gpu" / "epilogue_probe.cu"], check=True)
+    compile_cubin(ROOT / "tests" / "gpu" / "epilogue_probe.cu", arch, cubin)
     sizes = collections.defaultdict(dict)
-    for name, counts in instructions(nvdisasm, cubin).items():
+    for name, counts in instructions(cubin).items():
         path, runs = re.search(r"PathE(\d)ELi(\d)E", name).groups()
         sizes[path][int(runs)] = counts.total() - counts["NOP"]
     assert sizes.keys() == EPILOGUE_INSTRUCTIONS.keys()

@@ -51,8 +51,13 @@ from tfq import ops, reference
     PADDING_HAS_WEIGHT,
     LARGEST_OF_OWN_TOKENS,
     BEGIN_BEFORE_LAUNCHES,
+    TRANSPOSED_TAP,
+    NO_LAST_UNIT,
+    NO_EPILOGUE_BARRIER,
+    SHARED_EPILOGUE_BARRIER,
+    UNPUBLISHED_BARRIERS,
     COUNT,
-) = range(1, 35)
+) = range(1, 40)
 
 
 @pytest.fixture(scope="module")
@@ -278,6 +283,35 @@ class TestHopper:
         seen = outcomes(simt, PADDING_IS_ZERO, function="conv2d_s8", tile="64x160x128_wg1")
         assert set(seen.values()) == {"wrong"}
 
+    @pytest.mark.parametrize("fault", [TRANSPOSED_TAP, NO_LAST_UNIT])
+    def test_wrong_units_of_a_convolution(self, simt, fault):
+        """Nine taps of one unit each, two a stage: the last stage is filled up."""
+        problem = {"function": "conv2d_s8", "tile": "64x160x128_wg1"}
+        assert set(outcomes(simt, 0, **problem).values()) == {"right"}
+        assert set(outcomes(simt, fault, **problem).values()) == {"wrong"}
+
+    def test_barriers_that_the_copy_engine_does_not_know(self, simt):
+        seen = hopper_outcomes(simt, UNPUBLISHED_BARRIERS)
+        assert all("before its initialisation was published" in text for text in seen.values())
+
+
+@pytest.mark.usefixtures("hopper")
+@pytest.mark.parametrize("tile", ["64x160x128_wg1", "64x160x128_wg1_c2", "128x160x128_pp"])
+class TestHopperEpilogue:
+    def test_store_beyond_the_rows(self, simt, tile):
+        seen = outcomes(simt, STORE_BEYOND_ROWS, tile=tile, k=272)
+        assert set(seen.values()) == {"a kernel wrote outside its output"}
+
+    @pytest.mark.parametrize("function", ["gemm_s8", "conv2d_s8"])
+    @pytest.mark.parametrize("fault", [0, SPLIT_WITHOUT_RESET, SPLIT_LAST_BLOCK_TOO_EARLY])
+    def test_split_k(self, simt, tile, function, fault):
+        seen = outcomes(simt, fault, tile=tile, splits=2, function=function)
+        assert set(seen.values()) == {"wrong" if fault else "right"}
+
+    def test_row_facts_without_a_barrier(self, simt, tile):
+        seen = outcomes(simt, NO_EPILOGUE_BARRIER, tile=tile, m=300, k=272, groups=300)
+        assert "wrong" in seen.values()
+
 
 @pytest.mark.usefixtures("hopper")
 class TestClusters:
@@ -327,6 +361,14 @@ class TestPingPong:
 
     def test_reading_the_stages_of_the_other_warpgroup(self, simt):
         assert "right" not in turns_outcomes(simt, NO_SKIP).values()
+
+    def test_a_barrier_with_the_other_warpgroup(self, simt):
+        """Needs products so short that both are in their epilogues at once, and warps that run ahead."""
+        short = {"tile": "128x160x128_pp", "m": 300, "k": 128, "groups": 300}
+        assert set(outcomes(simt, 0, **short).values()) == {"right"}
+        seen = outcomes(simt, SHARED_EPILOGUE_BARRIER, **short)
+        for order in (simt_native.SHUFFLED, simt_native.GREEDY):
+            assert "wait for a named barrier" in seen[order, False]
 
     def test_row_facts_of_the_other_warpgroup(self, simt):
         assert "wrong" in turns_outcomes(simt, SHARED_SCRATCH, groups=300).values()

@@ -54,8 +54,10 @@ class ImageUnits {
     const ConvLaunch& conv = args_.conv;
     // The unit that fills up the last stage: channels there are none of.
     const bool exists = tap_y_ < conv.kernel_h;
-    ptx::load_taps(Shape::unit_a(stage, unit), args_.a, barrier, first_, exists ? tap_y_ : 0,
-                   exists ? tap_x_ : 0, exists ? channel_ : conv.channels);
+    const int y = exists ? tap_y_ : 0, x = exists ? tap_x_ : 0;
+    const bool transposed = simt::fault(simt::kFaultTransposedTap);
+    ptx::load_taps(Shape::unit_a(stage, unit), args_.a, barrier, first_, transposed ? x : y,
+                   transposed ? y : x, exists ? channel_ : conv.channels);
     weights_.load(stage, unit, depth_ + channel_, barrier);
     channel_ += Shape::kUnitBytes;
     if (channel_ < conv.channels) return;
@@ -118,8 +120,8 @@ TFQ_KERNEL TFQ_LAUNCH_BOUNDS(kTiles[TileIndex].threads(), 1)
     constexpr int kUnits = kBlockKSm90 / Shape::kUnitBytes;
     const int units = args.conv.kernel_h * args.conv.kernel_w * units_of_tap<Shape>(args.conv);
     ImageUnits<Shape> loader(args);
-    run_product<Shape, false>(args.conv.product, (units + kUnits - 1) / kUnits, loader,
-                              MissingTaps(args));
+    const int whole = simt::fault(simt::kFaultNoLastUnit) ? units : units + kUnits - 1;
+    run_product<Shape, false>(args.conv.product, whole / kUnits, loader, MissingTaps(args));
   }
 }
 

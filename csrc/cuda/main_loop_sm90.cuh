@@ -50,7 +50,10 @@ struct TileShapeSm90 {
   static TFQ_DEVICE int thread() {
     return kPingPong ? simt::thread_index() % kWarpgroup : simt::thread_index() - kWarpgroup;
   }
-  static TFQ_DEVICE void sync() { ptx::sync_threads<kThreads>(1 + tile()); }
+  static TFQ_DEVICE void sync() {
+    if (simt::fault(simt::kFaultNoEpilogueBarrier)) return;
+    ptx::sync_threads<kThreads>(1 + (simt::fault(simt::kFaultSharedEpilogueBarrier) ? 0 : tile()));
+  }
   static TFQ_DEVICE uint32_t scratch() {
     const int of_others = simt::fault(simt::kFaultSharedScratch) ? 0 : tile() * kBlockM;
     return static_cast<uint32_t>(kStages * kStageBytes + of_others * kRowFactsBytes);
@@ -113,7 +116,7 @@ TFQ_DEVICE void init_stages() {
     if constexpr (Shape::kPingPong)
       for (int group = 0; group < Shape::kWarpgroups; ++group)
         ptx::init_barrier(Shape::turn(group), kWarpgroup / simt::kWarpSize);
-    ptx::publish_barriers();
+    if (!simt::fault(simt::kFaultUnpublishedBarriers)) ptx::publish_barriers();
   }
   if (Shape::kCluster > 1 && !simt::fault(simt::kFaultNoFirstClusterSync)) {
     ptx::sync_cluster();

@@ -124,6 +124,11 @@ enum Fault : int {
   kFaultPaddingHasWeight,
   kFaultLargestOfOwnTokens,
   kFaultBeginBeforeLaunches,
+  kFaultTransposedTap,
+  kFaultNoLastUnit,
+  kFaultNoEpilogueBarrier,
+  kFaultSharedEpilogueBarrier,
+  kFaultUnpublishedBarriers,
   kFaultCount
 };
 

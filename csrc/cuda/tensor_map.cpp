@@ -94,15 +94,9 @@ TensorMap image_map(const void* base, int64_t batch, int64_t height, int64_t wid
                CU_TENSOR_MAP_INTERLEAVE_NONE, native(swizzle), CU_TENSOR_MAP_L2_PROMOTION_L2_128B,
                CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE),
         "cuTensorMapEncodeIm2col", batch * height * width, channels, box_rows, box_bytes);
-  // Drivers up to 13.1 set a bit for tensors below 128 KiB with which such copies go wrong.
-  constexpr int64_t kSmallTensor = 131072;
-  constexpr int kLastDriverWithBug = 13010;
-  constexpr uint64_t kWrongBit = uint64_t{1} << 21;
   int driver = 0;
   cudaDriverGetVersion(&driver);
-  if (driver <= kLastDriverWithBug && batch * height * width * channels < kSmallTensor)
-    map.words[1] &= ~kWrongBit;
-  return map;
+  return without_small_image_bug(map, driver, batch * height * width * channels);
 }
 
 }  // namespace tfq::cuda

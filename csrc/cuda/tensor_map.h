@@ -33,6 +33,16 @@ TensorMap image_map(const void* base, int64_t batch, int64_t height, int64_t wid
                     int64_t channels, const TapOrigins& taps, int box_rows, int box_bytes,
                     Swizzle swizzle);
 
+// The image_map that a driver of this version (as cudaDriverGetVersion gives it) encoded for images of
+// `bytes` in all. Drivers up to 13.1 set a bit for those below 128 KiB with which their copies go wrong.
+constexpr TensorMap without_small_image_bug(TensorMap map, int driver, int64_t bytes) {
+  constexpr int kLastDriverWithBug = 13010;
+  constexpr int64_t kSmallImages = 131072;
+  constexpr uint64_t kWrongBit = uint64_t{1} << 21;  // of the second word
+  if (driver <= kLastDriverWithBug && bytes < kSmallImages) map.words[1] &= ~kWrongBit;
+  return map;
+}
+
 // The last pixel a first tap is at, relative to the last of the image.
 constexpr int64_t upper_corner(int64_t size, int out, int stride, int pad) {
   return int64_t{out - 1} * stride - pad - (size - 1);

@@ -5,7 +5,7 @@
 
 namespace tfq::cuda {
 
-enum class Path { kStore, kResidual, kResidualSiluQuantize };
+enum class Path { kStore, kResidual, kResidualSiluQuantize, kDual, kGeglu };
 
 template <Path kPath, int Runs>
 TFQ_KERNEL epilogue_probe(TFQ_GRID_CONSTANT const GemmLaunch args) {
@@ -13,11 +13,11 @@ TFQ_KERNEL epilogue_probe(TFQ_GRID_CONSTANT const GemmLaunch args) {
   GemmLaunch known = args;
   Epilogue& e = known.epilogue;
   e.temporal = nullptr;
-  e.quantized_out = nullptr;
+  if (kPath != Path::kDual) e.quantized_out = nullptr;
   e.out_dtype = kPath == Path::kResidualSiluQuantize ? DType::kUInt8 : DType::kBFloat16;
   e.activation = kPath == Path::kResidualSiluQuantize ? Activation::kSilu : Activation::kNone;
   e.residual_dtype = DType::kBFloat16;
-  if (kPath == Path::kStore) e.residual = nullptr;
+  if (kPath == Path::kStore || kPath == Path::kDual) e.residual = nullptr;
   const int channel = kCount * simt::thread_index();
   const RowFacts facts = *simt::shared_at<RowFacts>(0);
   ChannelFacts<kCount> channels;
@@ -31,7 +31,7 @@ TFQ_KERNEL epilogue_probe(TFQ_GRID_CONSTANT const GemmLaunch args) {
     int32_t values[kCount];
 #pragma unroll
     for (int i = 0; i < kCount; ++i) values[i] = static_cast<int32_t>(words[i]);
-    finish_run<false, kCount>(known, facts, channels, 8 * run, channel, values);
+    finish_run<kPath == Path::kGeglu, kCount>(known, facts, channels, 8 * run, channel, values);
   }
 }
 
@@ -45,6 +45,10 @@ const Probe probes[] = {
     epilogue_probe<Path::kResidual, 6>,
     epilogue_probe<Path::kResidualSiluQuantize, 2>,
     epilogue_probe<Path::kResidualSiluQuantize, 6>,
+    epilogue_probe<Path::kDual, 2>,
+    epilogue_probe<Path::kDual, 6>,
+    epilogue_probe<Path::kGeglu, 2>,
+    epilogue_probe<Path::kGeglu, 6>,
 };
 
 }  // namespace tfq::cuda

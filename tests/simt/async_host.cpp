@@ -22,6 +22,8 @@ struct Barrier {
   int arrivals, missing;
   int64_t bytes;  // expected and not come yet
   uint32_t parity;
+  int thread;  // that initialised it, of the cluster
+  bool published;
 };
 
 // Of bytes to a block, or of an arrival alone: then there is no copy.
@@ -50,9 +52,8 @@ std::vector<Delivery> deliveries;                      // oldest first
 std::vector<Thread> cluster_threads;
 std::vector<int> multiplying;  // by rank: the warpgroup of the last product
 
-Thread& self() {
-  return cluster_threads[static_cast<size_t>(block_rank() * block_size() + thread_index())];
-}
+int own_index() { return block_rank() * block_size() + thread_index(); }
+Thread& self() { return cluster_threads[static_cast<size_t>(own_index())]; }
 
 Barrier& barrier_at(int rank, uint32_t offset) {
   uint64_t mark;
@@ -61,6 +62,12 @@ Barrier& barrier_at(int rank, uint32_t offset) {
   if (found == barriers.end()) fail("no barrier was initialised at " + std::to_string(offset));
   if (mark != kBarrierMark) fail("the barrier at " + std::to_string(offset) + " was overwritten");
   return found->second;
+}
+
+void require_published(int rank, uint32_t offset) {
+  if (!barrier_at(rank, offset).published)
+    fail("the barrier at " + std::to_string(offset) + " is named by a copy or by another block before its "
+         "initialisation was published");
 }
 
 void complete(int rank, uint32_t offset, Barrier& barrier) {
@@ -159,7 +166,12 @@ void finish(Thread& thread, const Product& product) {
 void init_barrier(uint32_t offset, int arrivals) {
   if (offset % kBarrierBytes) fail("an mbarrier needs an address that is a multiple of 8");
   std::memcpy(shared_bytes(offset, kBarrierBytes), &kBarrierMark, kBarrierBytes);
-  barriers[{block_rank(), offset}] = {arrivals, arrivals, 0, 0};
+  barriers[{block_rank(), offset}] = {arrivals, arrivals, 0, 0, own_index(), false};
+}
+
+void publish_barriers() {
+  for (auto& [place, barrier] : barriers)
+    if (barrier.thread == own_index()) barrier.published = true;
 }
 
 void arrive(uint32_t offset, uint32_t expected_bytes) {
@@ -167,7 +179,7 @@ void arrive(uint32_t offset, uint32_t expected_bytes) {
 }
 
 void arrive_at(int rank, uint32_t offset) {
-  barrier_at(rank, offset);
+  require_published(rank, offset);
   const Delivery arrival{has_waited(), rank, offset, 0, nullptr};
   if (options().lazy_copies) {
     deliveries.push_back(arrival);
@@ -187,7 +199,7 @@ void queue_bulk_copy(uint32_t barrier, uint32_t target, uint32_t bytes, uint32_t
   if (mask == 0) fail("a bulk copy needs a block to go to");
   for (int rank = 0; mask >> rank; ++rank) {
     if (!(mask >> rank & 1)) continue;
-    barrier_at(rank, barrier);
+    require_published(rank, barrier);
     unsigned char* to = shared_bytes_of(rank, target, bytes);
     if (!options().lazy_copies) {
       deliver({has_waited(), rank, barrier, bytes, copy});

@@ -13,7 +13,9 @@
 
 namespace tfq::simt {
 
+// Copies and other blocks may name a barrier once the thread that initialised it has published it.
 void init_barrier(uint32_t barrier, int arrivals);
+void publish_barriers();
 void arrive(uint32_t barrier, uint32_t expected_bytes);
 // At the barrier of a block of the cluster. No barrier of the cluster waits for it to get there.
 void arrive_at(int rank, uint32_t barrier);

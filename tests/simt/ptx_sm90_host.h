@@ -9,7 +9,7 @@ namespace tfq::ptx {
 constexpr bool kHasWgmma = true;
 
 inline void init_barrier(uint32_t barrier, int arrivals) { simt::init_barrier(barrier, arrivals); }
-inline void publish_barriers() {}
+inline void publish_barriers() { simt::publish_barriers(); }
 inline void arrive(uint32_t barrier) { simt::arrive(barrier, 0); }
 inline void arrive_at(int rank, uint32_t barrier) { simt::arrive_at(rank, barrier); }
 inline void arrive_expecting(uint32_t barrier, uint32_t bytes) { simt::arrive(barrier, bytes); }

@@ -52,6 +52,7 @@ template <bool Early>
 TFQ_KERNEL copies(Args args) {
   if (simt::thread_index() == 0) {
     ptx::init_barrier(kBarrier, 1);
+    ptx::publish_barriers();
     if (!Early) ptx::wait_for_launches();
     ptx::arrive_expecting(kBarrier, kRows * kRowBytes);
     ptx::load_box(kTarget, args.map, kBarrier, 0, 0);

@@ -197,6 +197,7 @@ TFQ_KERNEL waits_for_nobody(Args) {
 TFQ_KERNEL expects_too_much(Args args) {
   if (simt::thread_index() == 0) {
     ptx::init_barrier(kBarrier, 1);
+    ptx::publish_barriers();
     ptx::arrive_expecting(kBarrier, 64 * 128 + 16);
     ptx::load_box(kA, args.a, kBarrier, 0, 0);
   }
@@ -261,7 +262,21 @@ TFQ_KERNEL begins_within_a_group(Args args) {
 TFQ_KERNEL copies_to_an_odd_place(Args args) {
   if (simt::thread_index() != 0) return;
   ptx::init_barrier(kBarrier, 1);
+  ptx::publish_barriers();
   ptx::load_box(kA + 64, args.a, kBarrier, 0, 0);
+}
+TFQ_KERNEL publishes_nothing(Args args) {
+  if (simt::thread_index() != 0) return;
+  ptx::init_barrier(kBarrier, 1);
+  ptx::load_box(kA, args.a, kBarrier, 0, 0);
+}
+// The fence is the initialising thread's own.
+TFQ_KERNEL publishes_what_another_initialised(Args args) {
+  if (simt::thread_index() == 0) ptx::init_barrier(kBarrier, 1);
+  simt::sync_block();
+  if (simt::thread_index() != 1) return;
+  ptx::publish_barriers();
+  ptx::load_box(kA, args.a, kBarrier, 0, 0);
 }
 
 void reports_name_the_problem() {
@@ -276,15 +291,34 @@ void reports_name_the_problem() {
   CHECK(reports(lanes_differ, "lanes of a warp differ", args));
   CHECK(reports(begins_within_a_group, "not a multiple of eight", args));
   CHECK(reports(copies_to_an_odd_place, "multiple of 128", args));
+  CHECK(reports(publishes_nothing, "before its initialisation was published", args));
+  CHECK(reports(publishes_what_another_initialised, "before its initialisation was published", args));
   if (!simt::options().lazy_copies) return;
   CHECK(reports(leaves_a_copy, "ended with bulk copies under way", args));
   CHECK(reports(leaves_a_product, "ended with products under way", args));
   CHECK(reports(writes_early, "sums were written while a product was under way", args));
 }
 
+void maps_of_small_images_lose_a_bit_of_old_drivers() {
+  constexpr int kLastDriver = 13010;
+  constexpr int64_t kSmall = 131071;
+  const auto words = [](int driver, int64_t bytes) {
+    cuda::TensorMap map;
+    for (uint64_t& word : map.words) word = ~uint64_t{0};
+    map = cuda::without_small_image_bug(map, driver, bytes);
+    for (int i = 0; i < 16; ++i) CHECK(i == 1 || map.words[i] == ~uint64_t{0});
+    return map.words[1];
+  };
+  CHECK(words(kLastDriver, kSmall) == 0xffffffffffdfffff);
+  CHECK(words(12000, 16) == 0xffffffffffdfffff);
+  CHECK(words(kLastDriver + 1, kSmall) == ~uint64_t{0});
+  CHECK(words(kLastDriver, kSmall + 1) == ~uint64_t{0});
+}
+
 }  // namespace
 
 int main() {
+  maps_of_small_images_lose_a_bit_of_old_drivers();
   testing::for_each_schedule(products_are_right);
   testing::for_each_schedule(what_is_not_waited_for_is_not_there);
   testing::for_each_schedule(phases_alternate);
