@@ -239,7 +239,6 @@ def test_unet_benchmark_runs_dry(tmp_path, capsys):
 
 def test_models_of_a_card_are_the_published_ones():
     assert {name for name, _ in gpu_unet.ROWS} <= set(models.CONFIGURATIONS)
-    assert {f"{name}:{batch}" for name, batch in gpu_unet.ROWS} == set(gpu_unet.TARGETS)
     cls, configuration = models.CONFIGURATIONS["sdxl"]
     with card.torch.device("meta"):
         unet = cls(**configuration)
