@@ -125,7 +125,7 @@ def attention(row, _rows, _on_hopper):
 def ceiling(row, _rows, _on_hopper):
     """Bounds of a product of 160 columns in the row of wgmma."""
     tops = row.get("tops", {})
-    narrow, widest = (tops.get(f"n={n} x2 random") for n in (160, 256))
+    narrow, widest = (tops.get(f"n={n} x2 SS random") for n in (160, 256))
     if narrow and widest:
         yield Bound("n=160 over n=256", narrow / widest, OF_WIDEST_PRODUCT)
 

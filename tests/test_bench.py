@@ -209,14 +209,34 @@ def test_a_row_that_fails_costs_no_other(tmp_path, capsys):
     }
 
 
-def test_ceiling_of_wgmma_is_a_row():
+def test_clocks_are_read_after_each_call():
+    readings = iter([1900, 1700] * card.ROUNDS)
+
+    def read(device, kind, out):
+        assert (device, kind) == ("card", 1)  # NVML_CLOCK_SM
+        out._obj.value = next(readings)
+
+    fake = card.Card(dry_run=True)
+    assert fake.megahertz() == 0
+    fake._nvml = types.SimpleNamespace(nvmlDeviceGetClockInfo=read), "card"
+    clocks = {}
+    times = fake.interleaved({"a": lambda i: None, "b": lambda i: None}, 0.001, clocks)
+    assert times.keys() == clocks.keys() and clocks == {"a": 1900, "b": 1700}
+
+
+def test_ceiling_of_wgmma_is_a_row(capsys):
     lines = [
-        {"n": n, "warpgroups": w, "values": v, "ms": 2.0, "tops": 1000.0 + n}
-        for n in (128, 160) for w in (1, 2) for v in ("random", "zeros")
+        {"n": n, "warpgroups": w, "source": source, "values": values, "ms": 2.0, "tops": 1000.0 + n,
+         "cycles": n / w, "mhz": 1700.0}
+        for n in (128, 160) for w in (1, 2) for source in ("RS", "SS") for values in ("random", "zeros")
     ]  # fmt: skip
     row = gpu.wgmma_row("\n".join(map(json.dumps, lines)))
-    assert list(row["us"])[0] == "n=160 x2 random" and len(row["us"]) == 8
-    assert gpu.table_row("wgmma", row)[:4] == ["ceiling", "wgmma", "2000.0", "1160"]
+    assert list(row["us"])[0] == "n=160 x2 SS random" and len(row["us"]) == 16
+    assert row["tops"]["n=128 x1 RS zeros"] == 1128.0 and row["us"]["n=128 x1 RS zeros"] == 2000.0
+    gpu.print_wgmma(row | {"must": []})
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[1].split() == ["n=160", "x2", "SS", "random", "1160", "80.0", "100", "%", "1700"]
+    assert printed[3].split()[:2] == ["n=160", "x2"] and "50 %" in printed[5]
 
 
 def test_unet_benchmark_runs_dry(tmp_path, capsys):

@@ -107,7 +107,10 @@ def test_torch_chooses_its_fastest_attention():
 
 def test_a_product_of_160_columns_at_full_rate():
     def row(tops):
-        return {"kind": "ceiling", "tops": {"n=160 x2 random": tops, "n=256 x2 random": 1000.0}}
+        return {
+            "kind": "ceiling",
+            "tops": {"n=160 x2 SS random": tops, "n=256 x2 SS random": 1000.0},
+        }
 
     rows, _ = judged(full=row(960.0), half=row(500.0))
     assert targets.verdict(rows["full"]) == "pass"

@@ -274,9 +274,10 @@ def test_ceiling_of_wgmma_is_nothing_but_products(tmp_path):
     source = ROOT / "bench" / "wgmma_ceiling.cu"
     done = subprocess.run([*command, source], capture_output=True, text=True)
     assert done.returncode == 0 and "warning" not in done.stderr, done.stderr
-    assert done.stderr.count("0 bytes spill stores, 0 bytes spill loads") == 4, done.stderr
+    # Five widths, one and two warpgroups, the first operand from shared memory and from registers.
+    assert done.stderr.count("0 bytes spill stores, 0 bytes spill loads") == 20, done.stderr
     kernels = instructions(tool("nvdisasm"), cubin)
-    assert len(kernels) == 4
+    assert len(kernels) == 20
     for name, counts in kernels.items():
         assert total(counts, "IGMMA") % 4 == 0 and total(counts, "IGMMA") > 0, name
         assert total(counts, "LDG") == total(counts, "LDL") == 0, name
