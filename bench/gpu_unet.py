@@ -6,9 +6,12 @@ Published configurations with random weights: SDXL (batch 1, 2), SD1.5 (2, 8), t
 alternatives take turns in one process, each timed call after an untimed one of the same: tfq with static
 ranges per timestep, timesteps from the host, key and value of the text computed once, as in sampling; the
 same with launches that do not overlap, and with attention on integers; torch.compile(mode="max-autotune")
-with CUDA graphs in bfloat16, channels_last; and the same float model as a plain CUDA graph. Beside them: the
-decibels between their outputs, bytes of the models, and the kernels of one call of each by their share. A run
-that ends at --limit is continued by the next; what torch.compile found is in its own cache.
+with CUDA graphs in bfloat16, channels_last; and the same float model as a plain CUDA graph. Float attention
+is in all of them torch's, on the backend that torch chooses for the card; the kernels tell which. Beside
+them: the decibels between their outputs, bytes of the models, and of one call of each the kernels by their
+share and by class (products, convolutions, norms, quantisation, attention). Each row is held to what
+targets.py says that it must reach. A run that ends at --limit is continued by the next; what torch.compile
+found is in its own cache.
 """
 
 import argparse
@@ -16,6 +19,7 @@ import collections
 import copy
 import statistics
 
+import kernel_classes
 import models
 import targets
 import torch
@@ -140,7 +144,7 @@ class Arms:
 
 
 def profile(card, call):
-    """(name of a kernel, calls, microseconds) of one call, longest first."""
+    """(name of a kernel, microseconds) of one call, in the order of the launches."""
     activity = torch.profiler.ProfilerActivity
     call(0)
     card.synchronize()
@@ -148,12 +152,23 @@ def profile(card, call):
     with torch.profiler.profile(activities=activities) as recorded:
         call(0)
         card.synchronize()
-    total = collections.Counter()
-    count = collections.Counter()
-    for event in recorded.events():
-        elapsed = event.self_cpu_time_total if card.dry_run else event.device_time
-        total[event.name[:120]] += elapsed
-        count[event.name[:120]] += 1
+    events = sorted(recorded.events(), key=lambda event: event.time_range.start)
+    if card.dry_run:
+        return [(event.name, event.self_cpu_time_total) for event in events]
+    on_card = torch.autograd.DeviceType.CUDA
+    return [
+        (event.name, event.device_time)
+        for event in events
+        if event.device_type == on_card and not event.is_user_annotation
+    ]
+
+
+def by_name(kernels):
+    """(name, calls, microseconds) of a profile, longest first."""
+    total, count = collections.Counter(), collections.Counter()
+    for name, us in kernels:
+        total[name[:120]] += us
+        count[name[:120]] += 1
     return [(name, count[name], us) for name, us in total.most_common() if us > 0]
 
 
@@ -180,6 +195,7 @@ def measure(card, name, batch, seconds):
         for arm, call in arms.calls.items():
             call(i)
             times[arm].append(card.time(lambda call=call, i=i: call(i)))
+    profiles = {arm: profile(card, call) for arm, call in arms.calls.items()}
     reference = outputs["torch.compile bf16"]
     ratios = sorted(b / a for a, b in zip(times["tfq"], times["torch.compile bf16"], strict=True))
     return {
@@ -197,7 +213,12 @@ def measure(card, name, batch, seconds):
             for layer in tfq.report(arms.tfq).to_dict()["layers"]
             if layer["path"] == "weight_only"
         ],
-        "kernels": {arm: profile(card, call) for arm, call in arms.calls.items()},
+        "class_us": {arm: kernel_classes.totals(found) for arm, found in profiles.items()},
+        "attention_kernels": {
+            arm: sorted({n[:120] for n, _ in found if kernel_classes.class_of(n) == "attention"})
+            for arm, found in profiles.items()
+        },
+        "kernels": {arm: by_name(found) for arm, found in profiles.items()},
     }
 
 
@@ -226,6 +247,16 @@ def print_kernels(name, row):
         print_table(["kernel", "calls", "us", "share"], table)
 
 
+def print_classes(name, row):
+    """Milliseconds in the kernels of each class, by arm."""
+    print(f"\n{name}, ms in kernels")
+    table = [
+        [arm, *(f"{sums[kind] * 1e-3:.2f}" for kind in kernel_classes.CLASSES)]
+        for arm, sums in row["class_us"].items()
+    ]
+    print_table(["arm", *kernel_classes.CLASSES], table)
+
+
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=6.0, help="for the timed calls of a row")
@@ -242,6 +273,7 @@ def main(arguments=None):
     targets.judge(results)
     for name, row in results.rows.items():
         print_kernels(name, row)
+        print_classes(name, row)
     print()
     arms = (
         "tfq", "tfq, launches in turn", "tfq, int8 attention", "torch.compile bf16", "bf16 graph",

@@ -253,6 +253,12 @@ def test_unet_benchmark_runs_dry(tmp_path, capsys):
             "torch.compile bf16",
         }
     )
+    assert row["class_us"].keys() == row["ms"].keys()
+    for arm, sums in row["class_us"].items():
+        assert sum(sums.values()) == pytest.approx(sum(us for *_, us in row["kernels"][arm]))
+        assert sums["gemm"] > 0
+    kernels = row["attention_kernels"]["torch.compile bf16"]
+    assert any("scaled_dot_product" in kernel for kernel in kernels)
     assert row["db_to_compile"]["tfq"] > 20 and row["in_float"] == []
     assert row["bytes"]["tfq"] < row["bytes"]["bf16"]
 
