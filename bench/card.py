@@ -194,6 +194,11 @@ def _nvml_device():
     return None if status else (library, device)
 
 
+def folder_of(facts):
+    """Where the results of a card are, by its name."""
+    return RESULTS / facts["card"].lower().replace(" ", "-")
+
+
 class Results:
     """Rows of a JSON file by name, written one by one: a run that is cut short is continued by the next.
 
@@ -212,8 +217,7 @@ class Results:
         facts = card.facts()
         folder = options.folder
         if folder is None:
-            slug = facts["card"].lower().replace(" ", "-")
-            folder = pathlib.Path(tempfile.mkdtemp()) if card.dry_run else RESULTS / slug
+            folder = pathlib.Path(tempfile.mkdtemp()) if card.dry_run else folder_of(facts)
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / f"{name}.json"
         self.card = card
@@ -259,3 +263,7 @@ class Results:
         print(f"{self.document['machine']['card']}: {self.path}")
         if self.left_out:
             print(f"time over, left out {len(self.left_out)} rows: run again to go on")
+
+
+if __name__ == "__main__":  # for gpu.sh
+    print(folder_of(Card().facts()), _dispatch.PATH, sep="\n")

@@ -1,6 +1,6 @@
 """Micro-benchmarks on a CUDA card: its ceilings, and tfq's kernels against what torch offers.
 
-    python bench/gpu.py [--seconds 0.1] [--only ceiling,attention] [--limit 480] [--dry-run]
+    python bench/gpu.py [--seconds 0.1] [--only ceiling,attention] [--match 2048] [--limit 480] [--dry-run]
 
 Ceilings: a copy, bfloat16 at 8192^3, of random values and of zeros (the difference is the power limit),
 and on Hopper wgmma by itself (wgmma_ceiling.cu). GEMM against torch._int_mm (int32 out, without the scaling
@@ -59,11 +59,10 @@ _FULL = {
 class Bench:
     """The rows, by kind: generators of (name, function that measures it)."""
 
-    def __init__(self, card, seconds):
+    def __init__(self, card, seconds, shapes):
         from operands import conv_operands, gemm_operands, group_norm_operands, packed_weight
 
-        self.card, self.seconds = card, seconds
-        self.shapes = _DRY if card.dry_run else _FULL
+        self.card, self.seconds, self.shapes = card, seconds, shapes
         self.conv_operands, self.gemm_operands = conv_operands, gemm_operands
         self.group_norm_operands, self.packed_weight = group_norm_operands, packed_weight
 
@@ -341,13 +340,15 @@ def table_row(name, row):
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=0.1, help="for each alternative and shape")
-    parser.add_argument("--only", default=",".join(KINDS))
+    parser.add_argument("--only", default=",".join(KINDS), help="kinds of rows")
+    parser.add_argument("--match", default="", help="what is in the names of the rows to measure")
     options, card, results = begin("kernels-cuda", parser, arguments, limit=480)
-    bench = Bench(card, options.seconds)
+    bench = Bench(card, options.seconds, _DRY if card.dry_run else _FULL)
     for kind in KINDS:
         if kind in options.only.split(","):
             for name, measure in getattr(bench, kind)():
-                results.add(f"{kind} {name}", measure)
+                if options.match in name:
+                    results.add(f"{kind} {name}", measure)
     targets.judge(results)
     header = ["kind", "shape", "us", "TOPS or GB/s", "others us", "best other / first", "must"]
     if (wgmma := results.rows.get("ceiling wgmma")) is not None:

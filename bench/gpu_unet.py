@@ -1,6 +1,6 @@
 """Whole UNets on a CUDA card: tfq.graph against torch.compile in bfloat16, and where the time goes.
 
-    python bench/gpu_unet.py [--only sdxl:2,sd15:8] [--seconds 6] [--limit 540] [--dry-run]
+    python bench/gpu_unet.py [--only sdxl:2,sd15:8] [--pair] [--seconds 6] [--limit 540] [--dry-run]
 
 Published configurations with random weights: SDXL (batch 1, 2), SD1.5 (2, 8), the CIFAR-10 DDPM (64). The
 alternatives take turns in one process, each timed call after an untimed one of the same: tfq with static
@@ -72,22 +72,20 @@ def convert(unet, attention="auto"):
 class Arms:
     """name -> function of an index that makes a call and returns the output."""
 
-    def __init__(self, card, unet, batch):
+    def __init__(self, card, unet, batch, pair):
         self.card = card
         kwargs = random_inputs(unet, batch)
         kwargs["sample"] = kwargs["sample"].contiguous(memory_format=torch.channels_last)
         self.kwargs = pytree.tree_map_only(torch.Tensor, lambda x: x.to(card.device), kwargs)
         self.tfq = convert(unet).to(card.device)
-        in_turn = copy.deepcopy(self.tfq)
-        on_integers = convert(unet, "int8").to(card.device)
+        self.calls = {"tfq": self._host(self._graph(self.tfq))}
+        if not pair:
+            self.calls["tfq, launches in turn"] = self._in_turn(copy.deepcopy(self.tfq))
+            on_integers = convert(unet, "int8").to(card.device)
+            self.calls["tfq, int8 attention"] = self._host(self._graph(on_integers))
         self.float = unet.to(card.device).to(memory_format=torch.channels_last)
-        self.calls = {
-            "tfq": self._host(self._graph(self.tfq)),
-            "tfq, launches in turn": self._in_turn(in_turn),
-            "tfq, int8 attention": self._host(self._graph(on_integers)),
-            "torch.compile bf16": self._device(self._compile(self.float)),
-        }
-        if not card.dry_run:
+        self.calls["torch.compile bf16"] = self._device(self._compile(self.float))
+        if not pair and not card.dry_run:
             self.calls["bf16 graph"] = self._captured(self.float)
 
     def _graph(self, unet):
@@ -179,17 +177,17 @@ def decibels(output, expected):
     return float("inf") if noise == 0 else (10 * (expected.square().sum() / noise).log10()).item()
 
 
-def measure(card, name, batch, seconds):
+def measure(card, name, batch, options):
     """The row of a model and a batch size."""
     unet = build(name, card)
-    arms = Arms(card, unet, batch)
+    arms = Arms(card, unet, batch, options.pair)
     outputs = {arm: call(0).clone() for arm, call in arms.calls.items()}
     for call in arms.calls.values():
         for i in range(3):
             call(i)
     card.synchronize()
     once = {arm: card.time(lambda call=call: call(0)) for arm, call in arms.calls.items()}
-    rounds = max(3, min(200, int(seconds * 1e6 / (2 * sum(once.values())))))
+    rounds = max(3, min(200, int(options.seconds * 1e6 / (2 * sum(once.values())))))
     times = {arm: [] for arm in arms.calls}
     for i in range(rounds):
         for arm, call in arms.calls.items():
@@ -261,13 +259,14 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=6.0, help="for the timed calls of a row")
     parser.add_argument("--only", default="", help="rows, as sdxl:2,sd15:8")
+    parser.add_argument("--pair", action="store_true", help="tfq and torch.compile alone")
     options, card, results = begin("unet-cuda", parser, arguments, limit=540)
     only = [name for name in options.only.split(",") if name]
     for name, batch in _DRY_ROWS if card.dry_run else ROWS:
         if not only or f"{name}:{batch}" in only:
             results.add(
                 f"{name}:{batch}",
-                lambda name=name, batch=batch: measure(card, name, batch, options.seconds),
+                lambda name=name, batch=batch: measure(card, name, batch, options),
             )
             torch._dynamo.reset()
     targets.judge(results)

@@ -2,6 +2,7 @@
 
 import doctest
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -263,6 +264,12 @@ def test_unet_benchmark_runs_dry(tmp_path, capsys):
     assert row["bytes"]["tfq"] < row["bytes"]["bf16"]
 
 
+def test_unet_benchmark_of_two_arms(tmp_path, capsys):
+    gpu_unet.main(dry(tmp_path, "--only", "attention:2", "--pair"))
+    (row,) = json.loads((tmp_path / "unet-cuda.json").read_text())["rows"].values()
+    assert row["ms"].keys() == {"tfq", "torch.compile bf16"} and row["compile_over_tfq"] > 0
+
+
 def test_models_of_a_card_are_the_published_ones():
     assert {name for name, _ in gpu_unet.ROWS} <= set(models.CONFIGURATIONS)
     cls, configuration = models.CONFIGURATIONS["sdxl"]
@@ -276,6 +283,54 @@ def test_parts_of_the_script_for_a_card():
     assert subprocess.run(["bash", "-n", script]).returncode == 0
     done = subprocess.run(["bash", script, "nonsense"], capture_output=True, text=True)
     assert done.returncode == 2 and "no part 'nonsense'" in done.stdout
+
+
+PYTHON_OF_A_CARD = """#!/usr/bin/env bash
+echo "$PYTHONSAFEPATH python $*" >>"$LOG"
+case $1 in *card.py) printf '%s\\n%s\\n' "$FOLDER" "$TABLE" ;; esac
+"""
+# After its options comes the program.
+NCU = """#!/usr/bin/env bash
+echo "ncu $*" >>"$LOG"
+for word in "$@"; do [ "$last" = --log-file ] && echo "sm__pipe_tensor 50 %" >"$word"; last=$word; done
+"""
+
+
+def test_parts_on_a_card(tmp_path):
+    """Which programs run, for how long; the table of choices comes into the checkout."""
+    checkout, programs, log = tmp_path / "checkout", tmp_path / "bin", tmp_path / "log"
+    for folder in (checkout / "bench", checkout / "tfq" / "ops", programs):
+        folder.mkdir(parents=True)
+    (checkout / "bench" / "gpu.sh").write_text((BENCH / "gpu.sh").read_text())
+    for name, text in (("python", PYTHON_OF_A_CARD), ("ncu", NCU)):
+        (programs / name).write_text(text)
+        (programs / name).chmod(0o755)
+    (tmp_path / "table").write_text("measured")
+    environment = {
+        "PATH": f"{programs}:{os.environ['PATH']}", "LOG": str(log), "TFQ_PART_SECONDS": "100",
+        "FOLDER": str(tmp_path / "results"), "TABLE": str(tmp_path / "table"),
+        "TFQ_UNETS": "--pair --only sd15:8",
+    }  # fmt: skip
+    script = checkout / "bench" / "gpu.sh"
+    parts = ("test", "bench", "sweep", "unets", "ncu")
+    done = subprocess.run(["bash", script, *parts], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    ran = [line for line in log.read_text().splitlines() if "card.py" not in line]
+    assert ran[:4] == [
+        "1 python -m pytest -q tests/gpu",
+        " python bench/gpu.py --limit 90",
+        " python bench/sweep.py --install --limit 90",
+        " python bench/gpu_unet.py --limit 90 --pair --only sd15:8",
+    ]
+    assert (checkout / "tfq" / "ops" / "dispatch.json").read_text() == "measured"
+    reports = ran[4:]
+    for report, kind in zip(reports, ("gemm", "conv", "attention", "bandwidth"), strict=True):
+        assert f"--only {kind} " in report and "--section ComputeWorkloadAnalysis" in report
+        assert "sm__pipe_tensor" in (tmp_path / "results" / f"ncu-{kind}.txt").read_text()
+        # A row of that kind.
+        match = report.split("--match ")[1].split(" --seconds")[0]
+        rows = getattr(gpu.Bench(card.Card(dry_run=True), 0, gpu._FULL), kind)()
+        assert sum(match in name for name, _ in rows) == 1, report
 
 
 def test_results_of_another_card_are_not_continued(tmp_path):
