@@ -5,6 +5,7 @@ known to work before there is a card. What they then print and write says so and
 """
 
 import contextlib
+import ctypes
 import datetime
 import json
 import pathlib
@@ -26,6 +27,7 @@ DRY_RUN = "dry run on the CPU: measures nothing"
 ROTATED_BYTES = 256 << 20  # operands rotate through more than twice the L2 cache
 MAX_COPIES = 16
 ROUNDS = 9
+_NVML_CLOCK_SM = 1
 _SMI = "driver_version,clocks.sm,clocks.max.sm,power.draw,temperature.gpu"
 
 sys.path.append(str(BENCH.parent / "tests"))  # operands
@@ -49,6 +51,7 @@ class Card:
         if not dry_run and not torch.cuda.is_available():
             sys.exit("torch sees no CUDA device; nothing is measured (--dry-run tries the script)")
         self.device = torch.device("cpu") if dry_run else torch.device("cuda", 0)
+        self._nvml = None if dry_run else _nvml_device()
 
     def facts(self):
         """What a result must say of the card, ready for JSON."""
@@ -68,6 +71,14 @@ class Card:
             "date": date,
             **dict(zip(_SMI.split(","), smi.stdout.strip().split(", "), strict=False)),
         }
+
+    def megahertz(self):
+        """Clock of the multiprocessors now, 0 where the driver's library does not say."""
+        clock = ctypes.c_uint()
+        if self._nvml is not None:
+            library, device = self._nvml
+            library.nvmlDeviceGetClockInfo(device, _NVML_CLOCK_SM, ctypes.byref(clock))
+        return clock.value
 
     def place(self, operands):
         """The tensors of a dict on the card."""
@@ -97,19 +108,24 @@ class Card:
         if not self.dry_run:
             torch.cuda.synchronize()
 
-    def interleaved(self, alternatives, seconds):
+    def interleaved(self, alternatives, seconds, clocks=None):
         """Median microseconds of each: name -> function of a copy's index. Alternatives take turns.
 
-        A batch of calls is one CUDA graph, so that the time Python takes for a launch is not in it.
+        A batch of calls is one CUDA graph, so that the time Python takes for a launch is not in it. The dict
+        `clocks` gets the median MHz right after each.
         """
         pool = None if self.dry_run else torch.cuda.graph_pool_handle()
         batches = {
             name: self._batch(call, seconds / ROUNDS, pool) for name, call in alternatives.items()
         }
         times = {name: [] for name in alternatives}
+        megahertz = {name: [] for name in alternatives}
         for _ in range(ROUNDS):
             for name, (run, calls) in batches.items():
                 times[name].append(self.time(run) / calls)
+                megahertz[name].append(self.megahertz())
+        if clocks is not None:
+            clocks |= {name: statistics.median(values) for name, values in megahertz.items()}
         return {name: statistics.median(values) for name, values in times.items()}
 
     def _batch(self, call, budget, pool):
@@ -164,6 +180,25 @@ class Card:
         return sorted({event.key[:120] for event in profile.key_averages()})
 
 
+def _nvml_device():
+    """(the driver's management library, torch's card there, or else its first), None without either."""
+    try:
+        library = ctypes.CDLL("libnvidia-ml.so.1")
+    except OSError:
+        return None
+    device, uuid = ctypes.c_void_p(), f"GPU-{torch.cuda.get_device_properties(0).uuid}"
+    status = library.nvmlInit_v2() or (
+        library.nvmlDeviceGetHandleByUUID(uuid.encode(), ctypes.byref(device))
+        and library.nvmlDeviceGetHandleByIndex_v2(0, ctypes.byref(device))
+    )
+    return None if status else (library, device)
+
+
+def folder_of(facts):
+    """Where the results of a card are, by its name."""
+    return RESULTS / facts["card"].lower().replace(" ", "-")
+
+
 class Results:
     """Rows of a JSON file by name, written one by one: a run that is cut short is continued by the next.
 
@@ -182,8 +217,7 @@ class Results:
         facts = card.facts()
         folder = options.folder
         if folder is None:
-            slug = facts["card"].lower().replace(" ", "-")
-            folder = pathlib.Path(tempfile.mkdtemp()) if card.dry_run else RESULTS / slug
+            folder = pathlib.Path(tempfile.mkdtemp()) if card.dry_run else folder_of(facts)
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / f"{name}.json"
         self.card = card
@@ -229,3 +263,7 @@ class Results:
         print(f"{self.document['machine']['card']}: {self.path}")
         if self.left_out:
             print(f"time over, left out {len(self.left_out)} rows: run again to go on")
+
+
+if __name__ == "__main__":  # for gpu.sh
+    print(folder_of(Card().facts()), _dispatch.PATH, sep="\n")

@@ -2,6 +2,7 @@
 
 import doctest
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -209,14 +210,34 @@ def test_a_row_that_fails_costs_no_other(tmp_path, capsys):
     }
 
 
-def test_ceiling_of_wgmma_is_a_row():
+def test_clocks_are_read_after_each_call():
+    readings = iter([1900, 1700] * card.ROUNDS)
+
+    def read(device, kind, out):
+        assert (device, kind) == ("card", 1)  # NVML_CLOCK_SM
+        out._obj.value = next(readings)
+
+    fake = card.Card(dry_run=True)
+    assert fake.megahertz() == 0
+    fake._nvml = types.SimpleNamespace(nvmlDeviceGetClockInfo=read), "card"
+    clocks = {}
+    times = fake.interleaved({"a": lambda i: None, "b": lambda i: None}, 0.001, clocks)
+    assert times.keys() == clocks.keys() and clocks == {"a": 1900, "b": 1700}
+
+
+def test_ceiling_of_wgmma_is_a_row(capsys):
     lines = [
-        {"n": n, "warpgroups": w, "values": v, "ms": 2.0, "tops": 1000.0 + n}
-        for n in (128, 160) for w in (1, 2) for v in ("random", "zeros")
+        {"n": n, "warpgroups": w, "source": source, "values": values, "ms": 2.0, "tops": 1000.0 + n,
+         "cycles": n / w, "mhz": 1700.0}
+        for n in (128, 160) for w in (1, 2) for source in ("RS", "SS") for values in ("random", "zeros")
     ]  # fmt: skip
     row = gpu.wgmma_row("\n".join(map(json.dumps, lines)))
-    assert list(row["us"])[0] == "n=160 x2 random" and len(row["us"]) == 8
-    assert gpu.table_row("wgmma", row)[:4] == ["ceiling", "wgmma", "2000.0", "1160"]
+    assert list(row["us"])[0] == "n=160 x2 SS random" and len(row["us"]) == 16
+    assert row["tops"]["n=128 x1 RS zeros"] == 1128.0 and row["us"]["n=128 x1 RS zeros"] == 2000.0
+    gpu.print_wgmma(row | {"must": []})
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[1].split() == ["n=160", "x2", "SS", "random", "1160", "80.0", "100", "%", "1700"]
+    assert printed[3].split()[:2] == ["n=160", "x2"] and "50 %" in printed[5]
 
 
 def test_unet_benchmark_runs_dry(tmp_path, capsys):
@@ -233,13 +254,24 @@ def test_unet_benchmark_runs_dry(tmp_path, capsys):
             "torch.compile bf16",
         }
     )
+    assert row["class_us"].keys() == row["ms"].keys()
+    for arm, sums in row["class_us"].items():
+        assert sum(sums.values()) == pytest.approx(sum(us for *_, us in row["kernels"][arm]))
+        assert sums["gemm"] > 0
+    kernels = row["attention_kernels"]["torch.compile bf16"]
+    assert any("scaled_dot_product" in kernel for kernel in kernels)
     assert row["db_to_compile"]["tfq"] > 20 and row["in_float"] == []
     assert row["bytes"]["tfq"] < row["bytes"]["bf16"]
 
 
+def test_unet_benchmark_of_two_arms(tmp_path, capsys):
+    gpu_unet.main(dry(tmp_path, "--only", "attention:2", "--pair"))
+    (row,) = json.loads((tmp_path / "unet-cuda.json").read_text())["rows"].values()
+    assert row["ms"].keys() == {"tfq", "torch.compile bf16"} and row["compile_over_tfq"] > 0
+
+
 def test_models_of_a_card_are_the_published_ones():
     assert {name for name, _ in gpu_unet.ROWS} <= set(models.CONFIGURATIONS)
-    assert {f"{name}:{batch}" for name, batch in gpu_unet.ROWS} == set(gpu_unet.TARGETS)
     cls, configuration = models.CONFIGURATIONS["sdxl"]
     with card.torch.device("meta"):
         unet = cls(**configuration)
@@ -251,6 +283,54 @@ def test_parts_of_the_script_for_a_card():
     assert subprocess.run(["bash", "-n", script]).returncode == 0
     done = subprocess.run(["bash", script, "nonsense"], capture_output=True, text=True)
     assert done.returncode == 2 and "no part 'nonsense'" in done.stdout
+
+
+PYTHON_OF_A_CARD = """#!/usr/bin/env bash
+echo "$PYTHONSAFEPATH python $*" >>"$LOG"
+case $1 in *card.py) printf '%s\\n%s\\n' "$FOLDER" "$TABLE" ;; esac
+"""
+# After its options comes the program.
+NCU = """#!/usr/bin/env bash
+echo "ncu $*" >>"$LOG"
+for word in "$@"; do [ "$last" = --log-file ] && echo "sm__pipe_tensor 50 %" >"$word"; last=$word; done
+"""
+
+
+def test_parts_on_a_card(tmp_path):
+    """Which programs run, for how long; the table of choices comes into the checkout."""
+    checkout, programs, log = tmp_path / "checkout", tmp_path / "bin", tmp_path / "log"
+    for folder in (checkout / "bench", checkout / "tfq" / "ops", programs):
+        folder.mkdir(parents=True)
+    (checkout / "bench" / "gpu.sh").write_text((BENCH / "gpu.sh").read_text())
+    for name, text in (("python", PYTHON_OF_A_CARD), ("ncu", NCU)):
+        (programs / name).write_text(text)
+        (programs / name).chmod(0o755)
+    (tmp_path / "table").write_text("measured")
+    environment = {
+        "PATH": f"{programs}:{os.environ['PATH']}", "LOG": str(log), "TFQ_PART_SECONDS": "100",
+        "FOLDER": str(tmp_path / "results"), "TABLE": str(tmp_path / "table"),
+        "TFQ_UNETS": "--pair --only sd15:8",
+    }  # fmt: skip
+    script = checkout / "bench" / "gpu.sh"
+    parts = ("test", "bench", "sweep", "unets", "ncu")
+    done = subprocess.run(["bash", script, *parts], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    ran = [line for line in log.read_text().splitlines() if "card.py" not in line]
+    assert ran[:4] == [
+        "1 python -m pytest -q tests/gpu",
+        " python bench/gpu.py --limit 90",
+        " python bench/sweep.py --install --limit 90",
+        " python bench/gpu_unet.py --limit 90 --pair --only sd15:8",
+    ]
+    assert (checkout / "tfq" / "ops" / "dispatch.json").read_text() == "measured"
+    reports = ran[4:]
+    for report, kind in zip(reports, ("gemm", "conv", "attention", "bandwidth"), strict=True):
+        assert f"--only {kind} " in report and "--section ComputeWorkloadAnalysis" in report
+        assert "sm__pipe_tensor" in (tmp_path / "results" / f"ncu-{kind}.txt").read_text()
+        # A row of that kind.
+        match = report.split("--match ")[1].split(" --seconds")[0]
+        rows = getattr(gpu.Bench(card.Card(dry_run=True), 0, gpu._FULL), kind)()
+        assert sum(match in name for name, _ in rows) == 1, report
 
 
 def test_results_of_another_card_are_not_continued(tmp_path):

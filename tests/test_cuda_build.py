@@ -313,9 +313,10 @@ def test_weights_are_written_as_vectors(built, arch):
 def test_ceiling_of_wgmma_is_nothing_but_products(tmp_path):
     cubin = tmp_path / "ceiling.cubin"
     messages = compile_cubin(ROOT / "bench" / "wgmma_ceiling.cu", "90a", cubin)
-    assert messages.count("0 bytes spill stores, 0 bytes spill loads") == 4, messages
+    # Five widths, one and two warpgroups, the first operand from shared memory and from registers.
+    assert messages.count("0 bytes spill stores, 0 bytes spill loads") == 20, messages
     found = instructions(cubin)
-    assert len(found) == 4
+    assert len(found) == 20
     for name, counts in found.items():
         assert total(counts, "IGMMA") % 4 == 0 and total(counts, "IGMMA") > 0, name
         assert total(counts, "LDG") == total(counts, "LDL") == 0, name
