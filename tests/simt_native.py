@@ -214,8 +214,9 @@ class Simt:
         total = channels + channels2
         shape = (batch, height, width, total)
         q, check, result, native, dynamic = self._quantized(shape, batch, qparams)
-        if qparams is not None and len(qparams) == 1:
+        if qparams is None or len(qparams) == 1:
             native = (native[0], 0)
+        native = (*native, 1 if qparams is None else len(qparams))
         size = self.native.cuda_image_workspace(batch, height * width, total)
         workspace, check_workspace = guarded_empty((size,), torch.float32)
         self.native.cuda_group_norm_silu_quantize(

@@ -180,7 +180,7 @@ CASES = [
     ("group_norm_silu_quantize", {"x2": torch.zeros(2, 3, 4, 4).permute(0, 3, 1, 2)}, ValueError,
      r"x2 \(2, 4, 3, 4\) does not match x \(2, 12, 3, 3\)"),
     ("group_norm_silu_quantize", {"qparams": random_qparams(3)}, ValueError,
-     "groups dividing 2 rows"),
+     r"qparams must be \(2, 3\) or \(1, 3\), got \(3, 3\)"),
     ("layer_norm_quantize", {"x": torch.zeros(6, 4).T}, ValueError,
      "layer_norm_quantize: x must be contiguous"),
     ("layer_norm_quantize", {"weight": torch.ones(5)}, ValueError,

@@ -12,6 +12,16 @@ inline QParams qparams_of(pybind11::handle value) {
   return {pointer<const float>(pair[0].cast<Address>()), pair[1].cast<int64_t>()};
 }
 
+// (address, floats between rows, rows) of a table with a row for each image, or one row for all.
+inline QParams image_rows_of(const char* operation, pybind11::handle value, int64_t batch) {
+  const auto table = value.cast<pybind11::tuple>();
+  const QParams rows{pointer<const float>(table[0].cast<Address>()), table[1].cast<int64_t>()};
+  const auto count = table[2].cast<int64_t>();
+  TFQ_CHECK(!rows.data || count == batch || (count == 1 && rows.stride == 0), operation,
+            ": a table for ", batch, " images must have as many rows or 1, got ", count);
+  return rows;
+}
+
 inline DType dtype_of(int32_t code) {
   TFQ_CHECK(code >= 0 && code <= 3, "dtype code must be 0, 1, 2 or 3, got ", code);
   return static_cast<DType>(code);
@@ -99,7 +109,7 @@ inline GroupNormArgs group_norm_args(Address x, Address x2, int32_t x_dtype,
           pointer<const float>(weight),
           pointer<const float>(bias),
           affine_stride,
-          qparams_of(qparams),
+          image_rows_of("group_norm_silu_quantize", qparams, v[0]),
           pointer<float>(dynamic_qparams),
           pointer<uint8_t>(out)};
 }

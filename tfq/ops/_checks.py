@@ -11,6 +11,7 @@ DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.uint8: 2, torch.float1
 FLOAT_DTYPES = (torch.float32, torch.bfloat16)
 CUDA_FLOAT_DTYPES = (*FLOAT_DTYPES, torch.float16)
 NO_QPARAMS = (0, 0)
+NO_IMAGE_ROWS = (0, 0, 0)
 HAS_CUDA = _C.cuda_available()
 KERNEL_DEVICES = "'cpu' and 'cuda'" if HAS_CUDA else "'cpu'"
 HOW_TO_GET_CUDA = (
@@ -141,6 +142,18 @@ def native_qparams(operation, name, qparams, rows):
             f"{tuple(qparams.shape)} with strides {qparams.stride()}"
         )
     return (qparams.data_ptr(), stride), max(1, rows // groups)
+
+
+def image_rows(operation, name, tensor, batch, width):
+    """(address, floats between rows, rows) of float32 ``(batch, width)``, or ``(1, width)`` for all."""
+    require(operation, name, tensor, (torch.float32,), 2)
+    rows = tensor.shape[0]
+    if rows not in (1, batch) or tensor.shape[1] != width or tensor.stride(1) != 1:
+        raise ValueError(
+            f"{operation}: {name} must be ({batch}, {width}) or (1, {width}), got {tuple(tensor.shape)} "
+            f"with strides {tensor.stride()}"
+        )
+    return tensor.data_ptr(), tensor.stride(0) if rows > 1 else 0, rows
 
 
 def dynamic_or_static(operation, qparams, groups, rows, device):

@@ -4,9 +4,11 @@ import torch
 
 from tfq.ops._checks import (
     DTYPE_CODES,
+    NO_IMAGE_ROWS,
     address,
     dynamic_or_static,
     float_dtypes,
+    image_rows,
     is_traced,
     native,
     require,
@@ -89,7 +91,7 @@ def group_norm_silu_quantize(
     q : Tensor
         uint8, ``cat([x, x2])``'s shape.
     qparams : Tensor
-        float32 ``(batch, 3)``.
+        float32 ``(batch, 3)``, or those given.
     """
     if is_traced(x):
         operator = torch.ops.tfq.group_norm_silu_quantize
@@ -126,9 +128,12 @@ def group_norm_silu_quantize(
     if weight.dim() != bias.dim() or (bias.dim() == 2 and bias.stride(0) != affine_stride):
         raise ValueError(f"{name}: weight and bias must have the same shape and strides")
     pixels = x.numel() // max(1, batch * channels)
-    result, table, _, dynamic = dynamic_or_static(name, qparams, batch, batch, x.device)
-    if qparams is not None and qparams.shape[0] == 1:
-        table = (table[0], 0)
+    result, table, dynamic = qparams, NO_IMAGE_ROWS, 0
+    if qparams is None:
+        result = torch.empty((batch, 3), dtype=torch.float32, device=x.device)
+        dynamic = result.data_ptr()
+    else:
+        table = image_rows(name, "qparams", qparams, batch, 3)
     memory_format = torch.channels_last if x.dim() == 4 else torch.contiguous_format
     q = torch.empty(shape, dtype=torch.uint8, device=x.device, memory_format=memory_format)
     kernels = native(name, x, x2=x2, weight=weight, bias=bias, qparams=qparams)
