@@ -48,7 +48,7 @@ def resnet_block(x, norm1, conv1, norm2, conv2, *, x2=None, temporal=None, short
     """
     require(_NAME, "x", x, FLOAT_DTYPES, 4)
     require_dense(_NAME, "x", x)
-    require_cpu(_NAME, x)
+    _require_cpu(x, x2, temporal)
     batch, channels, height, width = x.shape
     channels2 = 0
     if x2 is not None:
@@ -84,8 +84,15 @@ def resnet_block(x, norm1, conv1, norm2, conv2, *, x2=None, temporal=None, short
     return out
 
 
+def _require_cpu(*operands):
+    for tensor in operands:
+        if isinstance(tensor, torch.Tensor):
+            require_cpu(_NAME, tensor)
+
+
 def _norm(norm, batch, channels):
     weight, bias, groups, eps, qparams = norm
+    _require_cpu(weight, bias, qparams)
     if weight.dim() == 1:
         affine = (
             vector(_NAME, "weight", weight, torch.float32, channels),
@@ -103,4 +110,5 @@ def _norm(norm, batch, channels):
 
 
 def _weight(operands, n, k):
+    _require_cpu(*operands)
     return weight_operands(_NAME, n, k, *operands)
