@@ -167,7 +167,7 @@ void resnet_block(Address x, Address x2, int32_t dtype, const py::tuple& shape,
   for (size_t i = 0; i < 6; ++i) v[i] = shape[i].cast<int64_t>();
   check_sizes("resnet_block", {v[0], v[1], v[2], v[3], v[4], v[5]});
   TFQ_CHECK(shortcuts.size() <= 2, "resnet_block: at most 2 shortcuts, got ", shortcuts.size());
-  const DType type = cpu_dtype(dtype);
+  const DType type = cpu_dtype(static_cast<int32_t>(float_of("resnet_block", dtype)));
   ResnetBlockArgs args{};
   args.norm1 = resnet_norm(norm1, type, v[0], v[1] * v[2], v[3], v[4]);
   args.norm1.x = pointer<const void>(x);
