@@ -1,8 +1,8 @@
 # Instruction-set flags, per file: one list of sources and one list of flags per level. Nothing outside
 # these lists may use an instruction above the x86-64 baseline, and a level's files exclude what is above
 # it, so that the compiler cannot drift upwards.
-set(TFQ_FLAGS_AVX2 -mavx2 -mfma -mf16c -mno-avx512f)
-set(TFQ_FLAGS_AVX512 -mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512vl -mavx512dq -mno-avx512bf16)
+set(TFQ_FLAGS_AVX2 -mavx2 -mfma -mno-avx512f)
+set(TFQ_FLAGS_AVX512 -mavx2 -mfma -mavx512f -mavx512bw -mavx512vl -mavx512dq -mno-avx512bf16)
 set(TFQ_FLAGS_AVX512VNNI ${TFQ_FLAGS_AVX512} -mavx512vnni)
 set(TFQ_FLAGS_AMX ${TFQ_FLAGS_AVX512VNNI} -mamx-tile -mamx-int8)
 

@@ -9,7 +9,7 @@ import torch
 sys.path.append(os.path.dirname(__file__))  # shapes, operands and tolerance: tests are no package
 
 LEVELS = ("scalar", "avx2", "avx512vnni", "amx")
-OPS_MODULES = ("_checks", "activations", "attention", "products", "weights")
+OPS_MODULES = ("_checks", "activations", "attention", "products", "resnet", "weights")
 SEED = int(os.environ.get("TFQ_SEED", "0"))
 GUARD = 67  # elements before and after an output: odd, so that outputs are not aligned either
 SENTINEL = 0xA5

@@ -1,14 +1,8 @@
 """The CUDA kernels on the CPU: builds tests/simt and calls it as tfq.ops calls tfq._C."""
 
-import contextlib
-import fcntl
 import importlib.util
-import os
-import pathlib
-import subprocess
-import sys
 
-import pybind11
+import cmake_programs
 import torch
 
 from tfq.geometry import conv_output_size, normalize_padding
@@ -16,8 +10,7 @@ from tfq.ops import _cuda
 from tfq.ops._checks import DTYPE_CODES
 from tfq.ops.products import ACTIVATION_CODES
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-SOURCE = ROOT / "tests" / "simt"
+SOURCE = cmake_programs.ROOT / "tests" / "simt"
 NOWHERE = (0, 0)
 GUARD = 512  # elements before and after an output: more than a row
 SENTINEL = 0xA5
@@ -32,37 +25,10 @@ FORWARD, REVERSE, SHUFFLED, GREEDY = range(4)
 SCHEDULES = [(order, lazy) for order in range(4) for lazy in (False, True)]
 
 
-@contextlib.contextmanager
-def _locked(folder):
-    """One process at a time: those of ``pytest -n`` share the folder."""
-    folder.parent.mkdir(exist_ok=True)
-    with open(folder.with_suffix(".lock"), "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def build(sanitize=False):
     """Folder of the programs, up to date."""
-    folder = ROOT / "build" / ("simt-sanitize" if sanitize else "simt")
-    configure = [
-        "cmake", "-S", SOURCE, "-B", folder, "-G", "Ninja",
-        f"-DTFQ_SIMT_SANITIZE={'ON' if sanitize else 'OFF'}",
-        f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
-    ]  # fmt: skip
-    with _locked(folder):
-        for command in (configure, ["cmake", "--build", folder]):
-            result = subprocess.run(command, capture_output=True, text=True)
-            assert result.returncode == 0, result.stdout + result.stderr
-    return folder
-
-
-def run(folder, program, *arguments):
-    """Run a program of :func:`build`; its output if it succeeds, else AssertionError with it."""
-    environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0"}
-    command = [folder / program, *map(str, arguments)]
-    result = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert result.returncode == 0, f"{program}: {result.stdout}\n{result.stderr[-4000:]}"
-    return result.stdout
+    name, on = ("simt-sanitize", "ON") if sanitize else ("simt", "OFF")
+    return cmake_programs.build(SOURCE, name, TFQ_SIMT_SANITIZE=on)
 
 
 def _address(tensor):
@@ -233,8 +199,9 @@ class Simt:
         total = channels + channels2
         shape = (batch, height, width, total)
         q, check, result, native, dynamic = self._quantized(shape, batch, qparams)
-        if qparams is not None and len(qparams) == 1:
+        if qparams is None or len(qparams) == 1:
             native = (native[0], 0)
+        native = (*native, 1 if qparams is None else len(qparams))
         size = self.native.cuda_image_workspace(batch, height * width, total)
         workspace, check_workspace = guarded_empty((size,), torch.float32)
         self.native.cuda_group_norm_silu_quantize(

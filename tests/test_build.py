@@ -119,3 +119,19 @@ def test_every_kernel_is_in_a_family_and_a_level():
         levels = [level for f, _, level in kernels if f == family]
         assert levels[0] == "scalar" and len(set(levels)) == len(levels)
         assert all(name.startswith(family) for f, name, _ in kernels if f == family)
+
+
+def configure(tmp_path, value):
+    command = ["cmake", "-S", ROOT, "-B", tmp_path, f"-DTFQ_CUDA={value}", "-DTFQ_SANITIZE=ON"]
+    result = subprocess.run(command, capture_output=True, text=True)
+    return result.returncode, result.stdout + result.stderr
+
+
+def test_cuda_can_be_switched_off_in_lower_case(tmp_path):
+    code, output = configure(tmp_path, "off")
+    assert code == 0 and "tfq CUDA: off (TFQ_CUDA=OFF)" in output, output
+
+
+def test_cuda_is_no_other_word(tmp_path):
+    code, output = configure(tmp_path, "bogus")
+    assert code != 0 and "TFQ_CUDA must be AUTO, ON or OFF, got 'bogus'" in output, output

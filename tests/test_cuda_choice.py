@@ -185,8 +185,14 @@ def test_convolution_is_a_product():
 def test_convolution_errors_name_the_values():
     with pytest.raises(ValueError, match="multiples of 16, got 24 and 0"):
         _C.cuda_conv_problem(geometry(channels=24), 0)
-    with pytest.raises(ValueError, match="smaller than 32768 on a side, got 40000 x 40000"):
+    with pytest.raises(ValueError, match="smaller than 32768 on a side, .* got 40000 x 40000"):
         _C.cuda_conv_problem((1, 40000, 40000, 16, 1, 1, 8, 1, 1, 1, 1, 0, 0, 1), 0)
+    # Four rows and 70,000 of padding below them.
+    with pytest.raises(ValueError, match="padding included, got 4 x 4 in and 70004 x 4 out"):
+        _C.cuda_conv_problem((1, 4, 4, 16, 70004, 4, 8, 1, 1, 1, 1, 0, 0, 1), 0)
+    with pytest.raises(ValueError, match="got 4 x 4 in and 4 x 11000 out"):
+        _C.cuda_conv_problem((1, 4, 4, 16, 4, 11000, 8, 1, 1, 1, 3, 0, 0, 1), 0)
+    assert _C.cuda_conv_problem((1, 4, 4, 16, 4, 10900, 8, 1, 1, 1, 3, 0, 0, 1), 0)[0] == 43600
 
 
 # Made up: no card was measured. A tile that the model does not take for this product.

@@ -253,8 +253,10 @@ NAME = "mid_block.resnets.0.conv1.weight_"
          f"{NAME}sum must be (64,) by config.json, got (63,) in the weight file"),
         (lambda t: t.update({k: v[:1].clone() for k, v in t.items() if "embedding.values" in k}),
          "time_embedding.values must be (2,)"),
+        (lambda t: t[NAME + "packed"].view(-1)[7:8].fill_(-128),
+         f"from_pretrained: {NAME}packed must be in [-127, 127], got -128"),
     ],
-    ids=["missing", "half", "float", "short", "rows"],
+    ids=["missing", "half", "float", "short", "rows", "levels"],
 )  # fmt: skip
 def test_weights_that_are_not_ours(folder, change, words):
     edit_weights(folder, change)

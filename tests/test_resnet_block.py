@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 from unets import build, inputs, run
 
 import tfq
 from tfq import blocks
-from tfq.ops import resnet
+from tfq.ops import _checks, resnet
 
 UNETS = ("plain", "scale_shift", "skips_scale_shift", "attention", "cross")
 
@@ -47,6 +48,24 @@ def test_same_bits_as_its_operations(name, dtype, config, calls, monkeypatch):
     assert not calls
 
 
+def test_operands_must_be_on_the_cpu(monkeypatch):
+    """Of a build with CUDA, where a layer's tensors may be on a card."""
+    monkeypatch.setattr(_checks, "HAS_CUDA", True)
+    arguments, keywords = block(2, 8, 4, 12, 5)
+    x, *parts = arguments
+    with FakeTensorMode():
+        elsewhere = torch.empty(2, device="cuda")
+    for position, part in enumerate(parts):
+        for i in range(2):
+            moved = [*parts]
+            moved[position] = (*part[:i], elsewhere, *part[i + 1 :])
+            with pytest.raises(NotImplementedError, match="got a tensor on 'cuda:0'; move it with"):
+                resnet.resnet_block(x, *moved, **keywords)
+    for name in ("x2", "temporal"):
+        with pytest.raises(NotImplementedError, match="got a tensor on 'cuda:0'; move it with"):
+            resnet.resnet_block(*arguments, **keywords | {name: elsewhere})
+
+
 def operands(n, k, kernel=9):
     weight = torch.randint(-127, 128, (n, k * kernel), dtype=torch.int8)
     packed, weight_sum = tfq.ops.pack_weight(weight)
@@ -76,7 +95,7 @@ def block(batch, channels, channels2, n, size):
     "channels, channels2, n, size", [(8, 0, 12, 24), (8, 4, 12, 24), (64, 0, 64, 3)]
 )
 @pytest.mark.parametrize("batch", [1, 2, 3, 8, 9])
-def test_an_image_depends_on_no_other(batch, channels, channels2, n, size, threads):
+def test_an_image_depends_on_no_other(batch, channels, channels2, n, size, threads, guarded):
     # Few pixels: all images together; many: one by one, or one for each thread.
     arguments, keywords = block(batch, channels, channels2, n, size)
     result = resnet.resnet_block(*arguments, **keywords)

@@ -2,6 +2,7 @@
 
 import os
 
+import cmake_programs
 import pytest
 import simt_native
 
@@ -18,18 +19,18 @@ def programs():
 
 def test_shim(programs):
     oracle = simt_native.SOURCE / "oracle" / "fragments.tsv"
-    assert "0 failures" in simt_native.run(programs, "test_shim", oracle)
-    assert "0 failures" in simt_native.run(programs, "test_shim_sm90")
+    assert "0 failures" in cmake_programs.run(programs, "test_shim", oracle)
+    assert "0 failures" in cmake_programs.run(programs, "test_shim_sm90")
     for program in ("test_shim_cluster", "test_shim_overlap"):
-        assert "0 failures" in simt_native.run(programs, program)
+        assert "0 failures" in cmake_programs.run(programs, program)
 
 
 def test_random_shapes(programs, seed):
-    output = simt_native.run(programs, "fuzz_kernels", SECONDS, seed)
+    output = cmake_programs.run(programs, "fuzz_kernels", SECONDS, seed)
     assert "0 failures" in output
 
 
 @pytest.mark.parametrize("fault", [LOAD_BEYOND_ROWS, ROW_UNCHECKED])
 def test_reads_beyond_an_operand_are_seen(programs, seed, fault):
     with pytest.raises(AssertionError, match="heap-buffer-overflow"):
-        simt_native.run(programs, "fuzz_kernels", SECONDS, seed, fault)
+        cmake_programs.run(programs, "fuzz_kernels", SECONDS, seed, fault)

@@ -16,6 +16,7 @@ from torch import nn
 from tfq import checks
 from tfq._ext import _C
 from tfq.config import QuantMethod, TfqConfig
+from tfq.nn import QuantizedLayer
 from tfq.output_correction import correct_output
 from tfq.saving import (
     DTYPES,
@@ -147,6 +148,9 @@ class TfqQuantizer(DiffusersQuantizer):
                 parameter.data = _own(parameter)
             self.quantization_config, self.pre_quantized = model._tfq_conversion, True
             return
+        for layer in model.modules():
+            if isinstance(layer, QuantizedLayer):
+                layer.check_levels("from_pretrained")
         conversion = self.quantization_config
         check_timesteps(model, conversion)
         conversion.dtype = model.dtype

@@ -31,7 +31,10 @@ def normalize_padding(kernel_size, stride, padding):
         )
     if min(padding) < 0:
         raise ValueError(f"padding must not be negative, got {tuple(padding)}")
-    return pair(kernel_size), pair(stride), tuple(padding)
+    kernel_size, stride = pair(kernel_size), pair(stride)
+    if min(*kernel_size, *stride) < 1:
+        raise ValueError(f"kernel_size and stride must be positive, got {kernel_size} and {stride}")
+    return kernel_size, stride, tuple(padding)
 
 
 def conv_output_size(size, kernel_size, stride, padding):

@@ -34,7 +34,7 @@ class DequantizedWeight(torch.Tensor):
         )
 
 
-class _QuantizedLayer:
+class QuantizedLayer:
     """What all layers share: packed weights, their grid, the quantizer of the input.
 
     ``float_reason`` says why a layer with integer activations runs in float; see :mod:`tfq.fallback`.
@@ -124,6 +124,16 @@ class _QuantizedLayer:
         for suffix, shape in self._parts():
             layouts.change(*self._packed(suffix), shape, layouts.SAVED)
         super()._load_from_state_dict(state_dict, prefix, *arguments)
+        self.check_levels("load_state_dict")
+
+    def check_levels(self, operation):
+        """Raise ValueError unless weights that were read are of values the kernels take."""
+        for suffix, _ in self._parts():
+            packed, zero_point = self._packed(suffix)
+            levels = packed if zero_point is None else zero_point  # all that 4 bits hold is taken
+            part = "packed" if zero_point is None else "zero_point"
+            name = ".".join(filter(None, (self.name, f"weight_{part}{suffix}")))
+            _checks.require_levels(operation, name, levels)
 
     @property
     def weight(self):
@@ -170,7 +180,7 @@ class _QuantizedLayer:
         return self._product("gemm_s8", q, qparams, **epilogue)
 
 
-class Linear(_QuantizedLayer, nn.Linear):
+class Linear(QuantizedLayer, nn.Linear):
     """Linear layer on the INT8 GEMM; its input is quantized per token.
 
     Use :meth:`from_float`. ``weight`` is a read-only, dequantized view of the packed integers.
@@ -190,10 +200,10 @@ class Linear(_QuantizedLayer, nn.Linear):
         x = x.contiguous()
         return self.product(*self.input.quantize(x), out_dtype=x.dtype)
 
-    product = _QuantizedLayer.token_product
+    product = QuantizedLayer.token_product
 
 
-class _QuantizedConv(_QuantizedLayer, nn.Conv2d):
+class _QuantizedConv(QuantizedLayer, nn.Conv2d):
     def __new__(cls, layer=None, *args, **kwargs):
         # peft makes the layers of an adapter by calling the type of the layer they are beside.
         return nn.Conv2d(layer, *args, **kwargs) if isinstance(layer, int) else super().__new__(cls)

@@ -158,7 +158,7 @@ def quantize(x, qparams=None, groups=None):
     rows = _channels_last(x)
     if groups is None or qparams is not None:
         groups = x.shape[0] if qparams is None else qparams.shape[0]
-    q, qparams = _quantize_groups(rows.reshape(groups, -1).float(), qparams)
+    q, qparams = _quantize_groups(_runs(rows, groups).float(), qparams)
     return _channels_first(q.view(rows.shape)), qparams
 
 
@@ -170,13 +170,14 @@ def group_norm_silu_quantize(
     if x2 is not None:
         rows = torch.cat([rows, _channels_last(x2)], dim=-1)
     batch, channels = rows.shape[0], rows.shape[-1]
-    grouped = rows.double().view(batch, -1, num_groups, channels // num_groups)
+    pixels = rows.shape[1:-1].numel()
+    grouped = rows.double().view(batch, pixels, num_groups, channels // num_groups)
     variance, mean = torch.var_mean(grouped, dim=(1, 3), correction=0, keepdim=True)
-    normal = ((grouped - mean) / (variance + eps).sqrt()).view(batch, -1, channels)
+    normal = ((grouped - mean) / (variance + eps).sqrt()).view(batch, pixels, channels)
     y = normal * weight.double().view(-1, 1, channels) + bias.double().view(-1, 1, channels)
     if silu:
         y = F.silu(y)
-    q, qparams = _quantize_groups(y.float().view(batch, -1), qparams)
+    q, qparams = _quantize_groups(_runs(y.float(), batch), qparams)
     return _channels_first(q.view(rows.shape)), qparams
 
 
@@ -311,7 +312,7 @@ def _fma(a, b, c):
 def _per_row(values, rows):
     """Repeat the rows of `values` (groups, width) to `rows`; a single one is left to broadcast."""
     groups = values.shape[0]
-    return values if groups == 1 else values.repeat_interleave(rows // groups, dim=0)
+    return values if groups == 1 else values.repeat_interleave(rows // max(1, groups), dim=0)
 
 
 def _quantize_values(x, qparams):
@@ -342,8 +343,13 @@ def _quantize_tokens(y, qparams):
     """Quantise `y` (..., channels) with a group per token, or with equal runs of tokens."""
     tokens = y.reshape(-1, y.shape[-1])
     groups = len(tokens) if qparams is None else qparams.shape[0]
-    q, qparams = _quantize_groups(tokens.view(groups, -1), qparams)
+    q, qparams = _quantize_groups(_runs(tokens, groups), qparams)
     return q.view(y.shape), qparams
+
+
+def _runs(x, groups):
+    """`x` as (groups, values of each), of no groups too."""
+    return x.reshape(groups, x.numel() // max(1, groups))
 
 
 def _channels_last(x):

@@ -26,9 +26,11 @@ inline void check_not_null(const char* operation, std::initializer_list<Address>
     TFQ_CHECK(address != 0, operation, ": a required tensor has no memory");
 }
 
-// Sums of k products of at most 255 * 127 must fit int32; `name` is the user's word for k.
+// There must be products to sum, and sums of k of at most 255 * 127 must fit int32; `name` is the user's
+// word for k.
 inline void check_depth(const char* operation, int64_t k, const char* name = "k") {
   constexpr int64_t kMaxDepth = (int64_t{1} << 31) / (255 * 127) - 1;
+  TFQ_CHECK(k > 0, operation, ": ", name, " must be positive, got ", k);
   TFQ_CHECK(k <= kMaxDepth, operation, ": ", name, " must be at most ", kMaxDepth, ", got ", k);
 }
 

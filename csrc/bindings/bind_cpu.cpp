@@ -1,7 +1,7 @@
 // CPU operations: one function each, which fills the struct of common/api.h and releases the GIL.
 //
 // Arguments come in the order of the struct. Quantisation parameters are (address, floats between
-// groups).
+// groups), those of images (address, floats between rows, rows).
 #include "bindings/args.h"
 #include "bindings/bindings.h"
 #include "bindings/convert.h"
@@ -126,7 +126,7 @@ GroupNormArgs resnet_norm(const py::tuple& t, DType dtype, int64_t batch, int64_
   norm.affine_stride = t[2].cast<int64_t>();
   norm.num_groups = t[3].cast<int64_t>();
   norm.eps = t[4].cast<float>();
-  norm.qparams = qparams_of(t[5]);
+  norm.qparams = image_rows_of("resnet_block", t[5], batch);
   norm.silu = true;
   TFQ_CHECK(norm.num_groups > 0 && (channels + channels2) % norm.num_groups == 0,
             "resnet_block: ", channels + channels2, " channels do not divide into ",
@@ -167,14 +167,15 @@ void resnet_block(Address x, Address x2, int32_t dtype, const py::tuple& shape,
   for (size_t i = 0; i < 6; ++i) v[i] = shape[i].cast<int64_t>();
   check_sizes("resnet_block", {v[0], v[1], v[2], v[3], v[4], v[5]});
   TFQ_CHECK(shortcuts.size() <= 2, "resnet_block: at most 2 shortcuts, got ", shortcuts.size());
-  const DType type = cpu_dtype(dtype);
+  const DType type = cpu_dtype(static_cast<int32_t>(float_of("resnet_block", dtype)));
   ResnetBlockArgs args{};
   args.norm1 = resnet_norm(norm1, type, v[0], v[1] * v[2], v[3], v[4]);
   args.norm1.x = pointer<const void>(x);
   args.norm1.x2 = pointer<const void>(x2);
   args.conv1 = resnet_conv(args.norm1, conv1, v[1], v[2], v[5]);
-  args.conv1.epilogue.temporal = pointer<const float>(temporal[0].cast<Address>());
-  args.conv1.epilogue.temporal_stride = temporal[1].cast<int64_t>();
+  const QParams temporal_rows = image_rows_of("resnet_block", temporal, v[0]);
+  args.conv1.epilogue.temporal = temporal_rows.data;
+  args.conv1.epilogue.temporal_stride = temporal_rows.stride;
   args.norm2 = resnet_norm(norm2, type, v[0], v[1] * v[2], v[5], 0);
   args.conv2 = resnet_conv(args.norm2, conv2, v[1], v[2], v[5]);
   args.conv2.epilogue.residual_dtype = type;

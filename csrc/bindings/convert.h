@@ -12,9 +12,26 @@ inline QParams qparams_of(pybind11::handle value) {
   return {pointer<const float>(pair[0].cast<Address>()), pair[1].cast<int64_t>()};
 }
 
+// (address, floats between rows, rows) of a table with a row for each image, or one row for all.
+inline QParams image_rows_of(const char* operation, pybind11::handle value, int64_t batch) {
+  const auto table = value.cast<pybind11::tuple>();
+  const QParams rows{pointer<const float>(table[0].cast<Address>()), table[1].cast<int64_t>()};
+  const auto count = table[2].cast<int64_t>();
+  TFQ_CHECK(!rows.data || count == batch || (count == 1 && rows.stride == 0), operation,
+            ": a table for ", batch, " images must have as many rows or 1, got ", count);
+  return rows;
+}
+
 inline DType dtype_of(int32_t code) {
   TFQ_CHECK(code >= 0 && code <= 3, "dtype code must be 0, 1, 2 or 3, got ", code);
   return static_cast<DType>(code);
+}
+
+// What the kernels read as numbers, or write as such.
+inline DType float_of(const char* operation, int32_t code) {
+  const DType dtype = dtype_of(code);
+  TFQ_CHECK(dtype != DType::kUInt8, operation, ": dtype code must be that of a float, got ", code);
+  return dtype;
 }
 
 // (qparams, rows_per_group, weight_scale, weight_sum, bias, temporal, temporal_stride,
@@ -35,7 +52,7 @@ inline Epilogue epilogue_of(const pybind11::tuple& t) {
                    pointer<const int64_t>(t[8].cast<Address>()),
                    t[9].cast<int64_t>(),
                    pointer<const void>(t[10].cast<Address>()),
-                   dtype_of(t[11].cast<int32_t>()),
+                   float_of("epilogue", t[11].cast<int32_t>()),
                    static_cast<Activation>(activation),
                    pointer<void>(t[13].cast<Address>()),
                    dtype_of(t[14].cast<int32_t>()),
@@ -65,7 +82,7 @@ inline QuantizeArgs quantize_args(Address x, int32_t x_dtype, int64_t groups, in
                                   Address out) {
   check_sizes("quantize", {groups, group_size});
   return {pointer<const void>(x),
-          dtype_of(x_dtype),
+          float_of("quantize", x_dtype),
           groups,
           group_size,
           qparams_of(qparams),
@@ -88,7 +105,7 @@ inline GroupNormArgs group_norm_args(Address x, Address x2, int32_t x_dtype,
             " channels do not divide into ", v[4], " groups");
   return {pointer<const void>(x),
           pointer<const void>(x2),
-          dtype_of(x_dtype),
+          float_of("group_norm_silu_quantize", x_dtype),
           v[0],
           v[1],
           v[2],
@@ -99,7 +116,7 @@ inline GroupNormArgs group_norm_args(Address x, Address x2, int32_t x_dtype,
           pointer<const float>(weight),
           pointer<const float>(bias),
           affine_stride,
-          qparams_of(qparams),
+          image_rows_of("group_norm_silu_quantize", qparams, v[0]),
           pointer<float>(dynamic_qparams),
           pointer<uint8_t>(out)};
 }
@@ -110,7 +127,7 @@ inline LayerNormArgs layer_norm_args(Address x, int32_t x_dtype, int64_t rows, i
                                      Address dynamic_qparams, Address out) {
   check_sizes("layer_norm_quantize", {rows, channels});
   return {pointer<const void>(x),
-          dtype_of(x_dtype),
+          float_of("layer_norm_quantize", x_dtype),
           rows,
           channels,
           eps,
@@ -127,7 +144,7 @@ inline GegluArgs geglu_args(Address x, int32_t x_dtype, int64_t rows, int64_t ch
                             Address dynamic_qparams, Address out) {
   check_sizes("geglu_quantize", {rows, channels});
   return {pointer<const void>(x),
-          dtype_of(x_dtype),
+          float_of("geglu_quantize", x_dtype),
           rows,
           channels,
           qparams_of(qparams),
@@ -140,15 +157,12 @@ inline DequantizeWeightArgs dequantize_weight_args(Address weight, Address zero_
                                                    int64_t k, Address scale, Address out,
                                                    int32_t out_dtype) {
   check_sizes("dequantize_weight", {n, k});
-  const DType dtype = dtype_of(out_dtype);
-  TFQ_CHECK(dtype != DType::kUInt8, "dequantize_weight: a weight is a float, got dtype code ",
-            out_dtype);
   return {{pointer<const void>(weight), pointer<const uint8_t>(zero_point)},
           n,
           k,
           pointer<const float>(scale),
           pointer<void>(out),
-          dtype};
+          float_of("dequantize_weight", out_dtype)};
 }
 
 // shape: (batch, tokens, kv_tokens, heads, head_size)
@@ -161,23 +175,18 @@ inline AttentionArgs attention_args(Address query, Address key, Address value, i
   check_sizes("attention_s8", {v[0], v[1], v[2], v[3], v[4]});
   check_depth("attention_s8", v[2], "kv_tokens");
   check_depth("attention_s8", v[4], "head_size");
-  TFQ_CHECK(v[2] > 0 && v[4] > 0, "attention_s8: kv_tokens and head_size must be positive, got ",
-            v[2], " and ", v[4]);
-  const AttentionArgs args{pointer<const void>(query),
-                           pointer<const void>(key),
-                           pointer<const void>(value),
-                           dtype_of(dtype),
-                           v[0],
-                           v[1],
-                           v[2],
-                           v[3],
-                           v[4],
-                           scale,
-                           pointer<void>(out),
-                           dtype_of(out_dtype)};
-  TFQ_CHECK(args.dtype != DType::kUInt8 && args.out_dtype != DType::kUInt8,
-            "attention_s8: dtypes must be those of floats, got codes ", dtype, " and ", out_dtype);
-  return args;
+  return {pointer<const void>(query),
+          pointer<const void>(key),
+          pointer<const void>(value),
+          float_of("attention_s8", dtype),
+          v[0],
+          v[1],
+          v[2],
+          v[3],
+          v[4],
+          scale,
+          pointer<void>(out),
+          float_of("attention_s8", out_dtype)};
 }
 
 inline TemporalGatherArgs gather_args(Address table, int64_t table_rows, int64_t width,

@@ -12,6 +12,7 @@ constexpr float kRoundToInteger = 12582912.0f;
 constexpr int32_t kRoundToIntegerBits = 0x4B400000;
 
 constexpr float kLog2E = 1.44269504f;
+constexpr float kSmallestNormal = 1.17549435e-38f;
 
 static constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static constexpr int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }

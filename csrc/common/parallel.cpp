@@ -7,6 +7,7 @@
 #endif
 
 #include <cstdlib>
+#include <exception>
 #include <new>
 
 namespace tfq {
@@ -32,8 +33,17 @@ void parallel_for(int64_t n, const std::function<void(int64_t)>& f) {
     for (int64_t i = 0; i < n; ++i) f(i);
     return;
   }
+  std::exception_ptr first;  // OpenMP would terminate the process if one left the loop
 #pragma omp parallel for schedule(dynamic, 1)
-  for (int64_t i = 0; i < n; ++i) f(i);
+  for (int64_t i = 0; i < n; ++i) {
+    try {
+      f(i);
+    } catch (...) {
+#pragma omp critical(tfq_parallel_for)
+      if (!first) first = std::current_exception();
+    }
+  }
+  if (first) std::rethrow_exception(first);
 }
 
 void* thread_scratch(int slot, size_t bytes) {

@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "common/host_device.h"
+#include "common/math.h"
 
 namespace tfq {
 
@@ -39,10 +40,13 @@ static TFQ_HOST_DEVICE inline uint8_t quantize_value(float x, float r, float z) 
 
 // A scale that stands for 0 (1 then) or would be subnormal, corrected.
 static TFQ_HOST_DEVICE inline float normal_scale(float s) {
-  constexpr float kSmallestNormal = 1.17549435e-38f;
   if (s == 0.0f) return 1.0f;
-  return s < kSmallestNormal ? kSmallestNormal : s;
+  if (s < kSmallestNormal) return kSmallestNormal;
+  return s;
 }
+
+// int8 is quantised as uint8 with this zero-point, whose high bit is then flipped.
+constexpr float kSignedZero = 128.0f;
 
 // Scale of int8 in [-127, 127] for values up to `magnitude`.
 static TFQ_HOST_DEVICE inline float symmetric_scale(float magnitude) {

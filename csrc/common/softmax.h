@@ -17,9 +17,9 @@ constexpr float kExp2Min = -126.0f;
 // What a difference of logits in units of the query is multiplied by, to the base 2. Above 0, or
 // -infinity times it would be NaN.
 static TFQ_HOST_DEVICE inline float softmax_factor(float query_scale, float scale) {
-  constexpr float kSmallestNormal = 1.17549435e-38f;
   const float factor = query_scale * scale * kLog2E;
-  return factor < kSmallestNormal ? kSmallestNormal : factor;
+  if (factor < kSmallestNormal) return kSmallestNormal;
+  return factor;
 }
 
 }  // namespace tfq

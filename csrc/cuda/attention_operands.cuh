@@ -2,6 +2,7 @@
 // and head, the value by channel of a head. Limited by memory bandwidth, and small beside the attention.
 #pragma once
 
+#include "common/quant.h"
 #include "common/softmax.h"
 #include "cuda/attention_args.h"
 #include "cuda/elements.cuh"
@@ -11,8 +12,6 @@ namespace tfq::cuda {
 
 constexpr int kOperandThreads = 256;
 constexpr int kOperandRun = 8;  // channels a thread handles
-// int8 is quantised as uint8 with this zero-point, whose high bit is then flipped.
-constexpr float kSignedZero = 128.0f;
 constexpr uint32_t kSignBits = 0x80808080u;
 
 enum class TokenOperand { kQuery, kKey };

@@ -1,5 +1,6 @@
 // The convolution: checks, the choice of a tile, and the launch of that tile's kernel.
 #include "common/check.h"
+#include "common/conv_geometry.h"
 #include "cuda/conv_config.h"
 #include "cuda/product_launch.h"
 

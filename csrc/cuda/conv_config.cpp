@@ -1,6 +1,8 @@
 #include "cuda/conv_config.h"
 
 #include "common/check.h"
+#include "common/conv_geometry.h"
+#include "common/math.h"
 #include "cuda/tensor_map.h"
 
 namespace tfq::cuda {
@@ -26,12 +28,6 @@ const char* why_not_copied(const ConvGeometry& g, int64_t channels2, bool tap_su
 
 }  // namespace
 
-bool is_pointwise(const ConvGeometry& g) {
-  return g.kernel_h == 1 && g.kernel_w == 1 && g.stride_h == 1 && g.stride_w == 1 &&
-         g.out_h == g.in_h && g.out_w == g.in_w && g.pad_top == 0 && g.pad_left == 0 &&
-         g.upsample == 1;
-}
-
 ConvGeometry enlarged(ConvGeometry geometry) {
   geometry.in_h *= geometry.upsample;
   geometry.in_w *= geometry.upsample;
@@ -48,10 +44,15 @@ ProductProblem conv_problem(const ConvGeometry& g, int64_t channels2, int64_t wo
             "conv2d_s8: CUDA kernels need fewer than 2^31 pixels, got ", g.batch, " x ", g.in_h,
             " x ", g.in_w, " in and ", g.batch, " x ", g.out_h, " x ", g.out_w, " out",
             declined_by_all_tiles());
-  TFQ_CHECK(g.upsample * g.in_h + g.pad_top + g.kernel_h < kMaxExtent &&
-                g.upsample * g.in_w + g.pad_left + g.kernel_w < kMaxExtent,
-            "conv2d_s8: CUDA kernels need images smaller than ", kMaxExtent, " on a side, got ",
-            g.in_h, " x ", g.in_w, declined_by_all_tiles());
+  // The padding below and to the right is known from the output alone.
+  const auto extent = [&g](int64_t in, int64_t out, int64_t stride, int64_t pad, int64_t kernel) {
+    return max_of(g.upsample * in, (out - 1) * stride) + pad + kernel;
+  };
+  TFQ_CHECK(extent(g.in_h, g.out_h, g.stride_h, g.pad_top, g.kernel_h) < kMaxExtent &&
+                extent(g.in_w, g.out_w, g.stride_w, g.pad_left, g.kernel_w) < kMaxExtent,
+            "conv2d_s8: CUDA kernels need images smaller than ", kMaxExtent,
+            " on a side, padding included, got ", g.in_h, " x ", g.in_w, " in and ", g.out_h, " x ",
+            g.out_w, " out", declined_by_all_tiles());
   return {g.batch * g.out_h * g.out_w, g.out_channels,
           g.kernel_h * g.kernel_w * (g.channels + channels2), workspace,
           why_not_copied(g, channels2, tap_sums)};

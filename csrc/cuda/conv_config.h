@@ -14,7 +14,4 @@ ProductProblem conv_problem(const ConvGeometry& geometry, int64_t channels2, int
 // The same convolution of the enlarged image, of upsample 1.
 ConvGeometry enlarged(ConvGeometry geometry);
 
-// Whether the image, or each source of it, is a matrix (m, channels) as it lies in memory.
-bool is_pointwise(const ConvGeometry& geometry);
-
 }  // namespace tfq::cuda

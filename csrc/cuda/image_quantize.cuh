@@ -6,6 +6,7 @@
 // finds it. A thread handles runs of 8 channels of a pixel.
 #pragma once
 
+#include "common/group_norm.h"
 #include "cuda/activation.cuh"
 #include "cuda/elements.cuh"
 #include "cuda/reduce.cuh"
@@ -15,7 +16,6 @@ namespace tfq::cuda {
 constexpr int kImageThreads = 256;
 constexpr int kImageRun = 8;
 constexpr int kRunsPerThread = 4;
-constexpr int kChunkPixels = 64;
 
 struct ImageLaunch {
   const void* x;   // (batch, pixels, channels)

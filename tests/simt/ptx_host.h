@@ -7,9 +7,9 @@
 #include <cstring>
 #include <limits>
 
-#include "common/half.h"
 #include "common/quant.h"
 #include "fragments.h"
+#include "half.h"
 #include "matrix_host.h"
 
 namespace tfq::ptx {

@@ -10,7 +10,9 @@ from tfq.ops import _cuda, _recording
 DTYPE_CODES = {torch.float32: 0, torch.bfloat16: 1, torch.uint8: 2, torch.float16: 3}
 FLOAT_DTYPES = (torch.float32, torch.bfloat16)
 CUDA_FLOAT_DTYPES = (*FLOAT_DTYPES, torch.float16)
+LEVELS_S4 = 16  # values of a 4-bit weight
 NO_QPARAMS = (0, 0)
+NO_IMAGE_ROWS = (0, 0, 0)
 HAS_CUDA = _C.cuda_available()
 KERNEL_DEVICES = "'cpu' and 'cuda'" if HAS_CUDA else "'cpu'"
 HOW_TO_GET_CUDA = (
@@ -77,6 +79,12 @@ def require(operation, name, tensor, dtypes, dim=None):
     refuse_grad(operation, name, tensor)
 
 
+def require_rows(operation, name, tensor):
+    """Raise unless `tensor` has a last dimension."""
+    if tensor.dim() == 0:
+        raise ValueError(f"{operation}: {name} must have at least 1 dimension, got shape ()")
+
+
 def require_cpu(operation, tensor):
     """Raise unless `tensor` is on the CPU: of operations that have no CUDA kernel."""
     if not tensor.is_cpu:
@@ -86,16 +94,21 @@ def require_cpu(operation, tensor):
         )
 
 
-def native(operation, x, *, first="x", **others):
-    """The native functions for the device of `x`, the operand `first`; ValueError if another is elsewhere."""
+def require_same_device(operation, x, *, first="x", **others):
+    """Raise ValueError if another operand is not on the device of `x`, the operand `first`."""
     if not HAS_CUDA:
-        return _recording.kernels()  # require() let nothing but CPU tensors through
+        return  # require() let nothing but CPU tensors through
     for name, tensor in others.items():
         if tensor is not None and tensor.device != x.device:
             raise ValueError(
                 f"{operation}: {name} must be on the device of {first}, '{x.device}', got "
                 f"'{tensor.device}'"
             )
+
+
+def native(operation, x, *, first="x", **others):
+    """The native functions for the device of `x`; raises as :func:`require_same_device`."""
+    require_same_device(operation, x, first=first, **others)
     return _recording.kernels() if x.is_cpu else _cuda.Kernels(x.device)
 
 
@@ -130,17 +143,34 @@ def _refuse_format(operation, name, tensor, layout):
     )
 
 
+def divides(groups, rows):
+    """Whether `rows` are as many in each of `groups`; no rows are those of no group, too."""
+    return rows % groups == 0 if groups > 0 else rows == groups == 0
+
+
 def native_qparams(operation, name, qparams, rows):
     """The native form of `qparams` and the rows of the operand per group."""
     require(operation, name, qparams, (torch.float32,), 2)
     groups, width = qparams.shape
     stride, step = qparams.stride()
-    if width != 3 or step != 1 or groups == 0 or rows % groups:
+    if width != 3 or step != 1 or not divides(groups, rows):
         raise ValueError(
             f"{operation}: {name} must be (groups, 3) with groups dividing {rows} rows, got shape "
             f"{tuple(qparams.shape)} with strides {qparams.stride()}"
         )
-    return (qparams.data_ptr(), stride), max(1, rows // groups)
+    return (qparams.data_ptr(), stride), max(1, rows // max(1, groups))
+
+
+def image_rows(operation, name, tensor, batch, width):
+    """(address, floats between rows, rows) of float32 ``(batch, width)``, or ``(1, width)`` for all."""
+    require(operation, name, tensor, (torch.float32,), 2)
+    rows = tensor.shape[0]
+    if rows not in (1, batch) or tensor.shape[1] != width or tensor.stride(1) != 1:
+        raise ValueError(
+            f"{operation}: {name} must be ({batch}, {width}) or (1, {width}), got {tuple(tensor.shape)} "
+            f"with strides {tensor.stride()}"
+        )
+    return tensor.data_ptr(), tensor.stride(0) if rows > 1 else 0, rows
 
 
 def dynamic_or_static(operation, qparams, groups, rows, device):
@@ -150,6 +180,20 @@ def dynamic_or_static(operation, qparams, groups, rows, device):
         return dynamic, NO_QPARAMS, max(1, rows // max(groups, 1)), dynamic.data_ptr()
     native, rows_per_group = native_qparams(operation, "qparams", qparams, rows)
     return qparams, native, rows_per_group, 0
+
+
+def require_levels(operation, name, values):
+    """Raise unless `values` are those of a weight: int8 ones without -128, 4-bit ones (uint8) below 16.
+
+    The kernels count on it, each in its own way. It reads every value: for what is new, not for each call.
+    """
+    if values.numel() == 0 or values.is_meta:
+        return
+    if values.dtype is torch.int8:
+        if int(values.min()) < -127:
+            raise ValueError(f"{operation}: {name} must be in [-127, 127], got -128")
+    elif (highest := int(values.max())) >= LEVELS_S4:
+        raise ValueError(f"{operation}: {name} must be in [0, 15], got {highest}")
 
 
 def check_packed(operation, packed, n, k):

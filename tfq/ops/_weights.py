@@ -64,6 +64,8 @@ def weight_operands(
         0 if bias is None else vector(operation, "bias", bias, torch.float32, n),
     )
     if not _checks.has_cuda_kernels(weight):
+        if zero_point is not None:
+            _checks.require_levels(operation, "weight_zero_point", zero_point)
         key = id(weight)
         reference = weakref.ref(weight, lambda _: _checked.pop(key, None))
         _checked[key] = (reference, (scale, weight_sum, zero_point, bias), (n, k), operands)

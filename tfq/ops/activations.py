@@ -4,14 +4,18 @@ import torch
 
 from tfq.ops._checks import (
     DTYPE_CODES,
+    NO_IMAGE_ROWS,
     address,
+    divides,
     dynamic_or_static,
     float_dtypes,
+    image_rows,
     is_traced,
     native,
     require,
     require_contiguous,
     require_dense,
+    require_rows,
     vector,
 )
 
@@ -40,13 +44,14 @@ def quantize(x, qparams=None, groups=None):
             return torch.ops.tfq.quantize.static(x, qparams), qparams
         return torch.ops.tfq.quantize.default(x, groups=x.shape[0] if groups is None else groups)
     require("quantize", "x", x, float_dtypes(x))
+    require_rows("quantize", "x", x)
     require_dense("quantize", "x", x)
     if qparams is not None:
         require("quantize", "qparams", qparams, (torch.float32,), 2)
         groups = qparams.shape[0]
     elif groups is None:
         groups = x.shape[0]
-    if groups < 1 or x.numel() % groups:
+    if not divides(groups, x.numel()):
         raise ValueError(f"quantize: {groups} groups do not divide x of shape {tuple(x.shape)}")
     result, table, _, dynamic = dynamic_or_static("quantize", qparams, groups, x.numel(), x.device)
     q = torch.empty_like(x, dtype=torch.uint8)
@@ -54,7 +59,7 @@ def quantize(x, qparams=None, groups=None):
         x.data_ptr(),
         DTYPE_CODES[x.dtype],
         groups,
-        x.numel() // groups,
+        x.numel() // max(1, groups),
         table,
         dynamic,
         q.data_ptr(),
@@ -89,7 +94,7 @@ def group_norm_silu_quantize(
     q : Tensor
         uint8, ``cat([x, x2])``'s shape.
     qparams : Tensor
-        float32 ``(batch, 3)``.
+        float32 ``(batch, 3)``, or those given.
     """
     if is_traced(x):
         operator = torch.ops.tfq.group_norm_silu_quantize
@@ -120,15 +125,19 @@ def group_norm_silu_quantize(
         require(name, label, tensor, (torch.float32,))
         if tuple(tensor.shape) not in ((total,), (batch, total)) or tensor.stride(-1) != 1:
             raise ValueError(
-                f"{name}: {label} must be ({total},) or ({batch}, {total}), got {tuple(tensor.shape)}"
+                f"{name}: {label} must be ({total},) or ({batch}, {total}), got {tuple(tensor.shape)} "
+                f"with strides {tensor.stride()}"
             )
     affine_stride = weight.stride(0) if weight.dim() == 2 else 0
     if weight.dim() != bias.dim() or (bias.dim() == 2 and bias.stride(0) != affine_stride):
         raise ValueError(f"{name}: weight and bias must have the same shape and strides")
     pixels = x.numel() // max(1, batch * channels)
-    result, table, _, dynamic = dynamic_or_static(name, qparams, batch, batch, x.device)
-    if qparams is not None and qparams.shape[0] == 1:
-        table = (table[0], 0)
+    result, table, dynamic = qparams, NO_IMAGE_ROWS, 0
+    if qparams is None:
+        result = torch.empty((batch, 3), dtype=torch.float32, device=x.device)
+        dynamic = result.data_ptr()
+    else:
+        table = image_rows(name, "qparams", qparams, batch, 3)
     memory_format = torch.channels_last if x.dim() == 4 else torch.contiguous_format
     q = torch.empty(shape, dtype=torch.uint8, device=x.device, memory_format=memory_format)
     kernels = native(name, x, x2=x2, weight=weight, bias=bias, qparams=qparams)
@@ -142,6 +151,7 @@ def group_norm_silu_quantize(
 
 def _token_rows(name, x, qparams):
     require(name, "x", x, float_dtypes(x))
+    require_rows(name, "x", x)
     require_contiguous(name, "x", x)
     rows = x.numel() // max(1, x.shape[-1])
     return rows, dynamic_or_static(name, qparams, rows, rows, x.device)

@@ -8,6 +8,7 @@ from tfq.ops._checks import (
     FLOAT_DTYPES,
     NO_QPARAMS,
     address,
+    divides,
     float_dtypes,
     has_cuda_kernels,
     is_traced,
@@ -16,6 +17,7 @@ from tfq.ops._checks import (
     require,
     require_contiguous,
     require_dense,
+    require_rows,
 )
 from tfq.ops._weights import weight_operands
 
@@ -71,19 +73,19 @@ def _native_temporal(operation, rows, n, temporal, temporal_rows):
         require(operation, "temporal_rows", temporal_rows, (torch.int64,), 1)
         require_contiguous(operation, "temporal_rows", temporal_rows)
         samples = temporal_rows.shape[0]
-        if samples == 0 or rows % samples:
+        if not divides(samples, rows):
             raise ValueError(
                 f"{operation}: temporal_rows must be (samples,) with samples dividing {rows} rows, got "
                 f"{tuple(temporal_rows.shape)}"
             )
-    if temporal.shape[1] != n or temporal.stride(1) != 1 or samples == 0 or rows % samples:
+    if temporal.shape[1] != n or temporal.stride(1) != 1 or not divides(samples, rows):
         raise ValueError(
             f"{operation}: temporal must be (samples, {n}) with samples dividing {rows} rows, "
             f"got {tuple(temporal.shape)} with strides {temporal.stride()}"
         )
     return (
         temporal.data_ptr(), temporal.stride(0), temporal.shape[0], address(temporal_rows),
-        max(1, rows // samples),
+        max(1, rows // max(1, samples)),
     )  # fmt: skip
 
 
@@ -196,6 +198,7 @@ def gemm_s8(
             weight_zero_point=weight_zero_point, temporal_rows=temporal_rows, activation=activation,
         )  # fmt: skip
     require("gemm_s8", "x", x, (torch.uint8,))
+    require_rows("gemm_s8", "x", x)
     require("gemm_s8", "weight_scale", weight_scale, (torch.float32,), 1)
     require_contiguous("gemm_s8", "x", x)
     n, k = weight_scale.shape[0], x.shape[-1]
@@ -207,7 +210,7 @@ def gemm_s8(
         "gemm_s8", n, k, weight, weight_scale, weight_sum, weight_zero_point, bias,
         geglu=activation == "geglu",
     )  # fmt: skip
-    rows = x.numel() // k if k else 0
+    rows = x.shape[:-1].numel()
     epilogue = _epilogue(
         "gemm_s8", rows, n, outputs, vectors, qparams, temporal, temporal_rows, residual, activation,
         out_qparams,

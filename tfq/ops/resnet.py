@@ -5,8 +5,9 @@ import torch
 from tfq.ops._checks import (
     DTYPE_CODES,
     FLOAT_DTYPES,
-    NO_QPARAMS,
+    NO_IMAGE_ROWS,
     address,
+    image_rows,
     native,
     require,
     require_cpu,
@@ -47,7 +48,7 @@ def resnet_block(x, norm1, conv1, norm2, conv2, *, x2=None, temporal=None, short
     """
     require(_NAME, "x", x, FLOAT_DTYPES, 4)
     require_dense(_NAME, "x", x)
-    require_cpu(_NAME, x)
+    _require_cpu(x, x2, temporal)
     batch, channels, height, width = x.shape
     channels2 = 0
     if x2 is not None:
@@ -70,7 +71,7 @@ def resnet_block(x, norm1, conv1, norm2, conv2, *, x2=None, temporal=None, short
         (batch, height, width, channels, channels2, n),
         _norm(norm1, batch, total),
         _weight(conv1, n, 9 * total),
-        (0, 0) if temporal is None else _image_rows("temporal", temporal, batch, n),
+        NO_IMAGE_ROWS if temporal is None else image_rows(_NAME, "temporal", temporal, batch, n),
         _norm(norm2, batch, n),
         _weight(conv2, n, 9 * n),
         tuple(_weight(part, n, k) for part, k in zip(shortcuts, sources, strict=False)),
@@ -83,19 +84,15 @@ def resnet_block(x, norm1, conv1, norm2, conv2, *, x2=None, temporal=None, short
     return out
 
 
-def _image_rows(name, tensor, batch, width):
-    """(address, floats between images) of float32 ``(batch, width)``, or ``(1, width)`` for all."""
-    require(_NAME, name, tensor, (torch.float32,), 2)
-    if tensor.shape[0] not in (1, batch) or tensor.shape[1] != width or tensor.stride(1) != 1:
-        raise ValueError(
-            f"{_NAME}: {name} must be ({batch}, {width}) or (1, {width}), got {tuple(tensor.shape)} with "
-            f"strides {tensor.stride()}"
-        )
-    return tensor.data_ptr(), tensor.stride(0) if tensor.shape[0] > 1 else 0
+def _require_cpu(*operands):
+    for tensor in operands:
+        if isinstance(tensor, torch.Tensor):
+            require_cpu(_NAME, tensor)
 
 
 def _norm(norm, batch, channels):
     weight, bias, groups, eps, qparams = norm
+    _require_cpu(weight, bias, qparams)
     if weight.dim() == 1:
         affine = (
             vector(_NAME, "weight", weight, torch.float32, channels),
@@ -103,14 +100,15 @@ def _norm(norm, batch, channels):
             0,
         )
     else:
-        weight_address, stride = _image_rows("weight", weight, batch, channels)
-        bias_address, bias_stride = _image_rows("bias", bias, batch, channels)
+        weight_address, stride, _ = image_rows(_NAME, "weight", weight, batch, channels)
+        bias_address, bias_stride, _ = image_rows(_NAME, "bias", bias, batch, channels)
         if stride != bias_stride:
             raise ValueError(f"{_NAME}: weight and bias must have the same shape and strides")
         affine = (weight_address, bias_address, stride)
-    ranges = NO_QPARAMS if qparams is None else _image_rows("qparams", qparams, batch, 3)
+    ranges = NO_IMAGE_ROWS if qparams is None else image_rows(_NAME, "qparams", qparams, batch, 3)
     return (*affine, groups, eps, ranges)
 
 
 def _weight(operands, n, k):
+    _require_cpu(*operands)
     return weight_operands(_NAME, n, k, *operands)

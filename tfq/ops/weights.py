@@ -13,10 +13,10 @@ from tfq.ops._checks import (
     is_traced,
     native,
     require,
+    require_levels,
+    require_same_device,
     vector,
 )
-
-LEVELS_S4 = 16  # values of a 4-bit weight
 
 
 def pack_weight(weight):
@@ -36,8 +36,7 @@ def pack_weight(weight):
         int32 ``(n,)``, sum of each row.
     """
     rows = _rows("pack_weight", "weight", weight, torch.int8)
-    if weight.numel() and int(weight.min()) < -127:
-        raise ValueError("pack_weight: weights must be in [-127, 127], got -128")
+    require_levels("pack_weight", "weight", weight)
     if not weight.is_cpu:
         return reference.pack_weight(weight)
     n, k = rows.shape
@@ -73,10 +72,11 @@ def pack_weight_s4(q, zero_point):
     name = "pack_weight_s4"
     rows = _rows(name, "q", q, torch.uint8)
     n, k = rows.shape
+    require(name, "zero_point", zero_point, (torch.uint8,))
+    require_same_device(name, q, first="q", zero_point=zero_point)
     zero_point_address = vector(name, "zero_point", zero_point, torch.uint8, n)
     for label, values in (("q", q), ("zero_point", zero_point)):
-        if values.numel() and int(values.max()) >= LEVELS_S4:
-            raise ValueError(f"{name}: {label} must be in [0, 15], got {int(values.max())}")
+        require_levels(name, label, values)
     if not q.is_cpu:
         return reference.pack_weight_s4(q, zero_point)
     packed = torch.empty(packed_shape(n, k, 4), dtype=torch.uint8)
@@ -147,6 +147,8 @@ def _rows(operation, name, weight, dtype):
     require(operation, name, weight, (dtype,))
     if weight.dim() not in (2, 4):
         raise ValueError(f"{operation}: {name} must be 2-D or 4-D, got {tuple(weight.shape)}")
+    if weight.numel() == 0:
+        raise ValueError(f"{operation}: {name} must not be empty, got {tuple(weight.shape)}")
     if weight.dim() == 4:
         weight = weight.permute(0, 2, 3, 1)
     return weight.reshape(weight.shape[0], -1).contiguous()

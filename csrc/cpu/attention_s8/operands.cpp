@@ -14,9 +14,7 @@ namespace tfq::cpu {
 namespace {
 
 constexpr int kBytesSlot = 2;  // quantised rows before they are put in panels
-// int8 is quantised as uint8 with this zero-point, whose high bit is then flipped.
-constexpr float kSignedZero = 128.0f;
-constexpr uint8_t kSignedZeroByte = 128;
+constexpr auto kSignedZeroByte = static_cast<uint8_t>(kSignedZero);
 
 // The channels of a head in row `row` of x (batch * tokens, heads * head_size).
 const void* head_of_row(const AttentionArgs& args, const void* x, int64_t row, int64_t head) {

@@ -1,5 +1,6 @@
 #include "cpu/conv2d_s8/conv2d_s8.h"
 
+#include "common/conv_geometry.h"
 #include "cpu/gemm_s8/gemm_s8.h"
 #include "cpu/gemm_s8/packed_layout.h"
 #include "cpu/winograd_s16/winograd_s16.h"
@@ -10,10 +11,7 @@ void conv2d_s8(const ConvArgs& args) {
   const ConvGeometry& g = args.geometry;
   if (prefers_winograd(g, active_level())) return conv2d_winograd(args);
   const int64_t k = g.kernel_h * g.kernel_w * g.channels;
-  const bool pointwise = g.kernel_h == 1 && g.kernel_w == 1 && g.stride_h == 1 && g.stride_w == 1 &&
-                         g.pad_top == 0 && g.pad_left == 0 && g.upsample == 1 &&
-                         g.out_h == g.in_h && g.out_w == g.in_w;
-  const bool in_place = pointwise && k % kBlockK == 0;
+  const bool in_place = is_pointwise(g) && k % kBlockK == 0;
   const int64_t strip_bytes = g.kernel_w * g.channels;
   const StripSource strips{g.kernel_h,          slab_row_bytes(g),
                            strip_bytes / kQuad, g.channels * g.stride_h * g.stride_w,

@@ -2,6 +2,7 @@
 
 #include "common/math.h"
 #include "common/parallel.h"
+#include "cpu/element_type.h"
 #include "cpu/gemm_s8/packed_layout.h"
 #include "cpu/registry.h"
 
@@ -29,7 +30,7 @@ struct Job {
   void run(int64_t panel, int64_t block) const {
     alignas(64) int8_t expanded[kBlockBytes];
     const int64_t column = panel * kPanelColumns, first = block * kBlockK;
-    const int64_t size = args.out_dtype == DType::kFloat32 ? 4 : 2;
+    const int64_t size = element_bytes(args.out_dtype);
     kernel.block(values(panel, block, expanded), min_of(kPanelColumns, args.n - column),
                  min_of(kBlockK, args.k - first), args.scale + column, args.out_dtype,
                  static_cast<char*>(args.out) + (column * args.k + first) * size, args.k);

@@ -11,6 +11,7 @@
 #include "cpu/gemm_s8/packed_layout.h"
 #include "cpu/gemm_s8/schedule.h"
 #include "cpu/prefetch.h"
+#include "cpu/range.h"
 #include "cpu/registry.h"
 
 namespace tfq::cpu {
@@ -36,10 +37,6 @@ struct Problem {
   bool reads_strips() const { return source.strips != nullptr && kernel.strip_block != nullptr; }
   // Bytes of the left operand that a row brings into the cache.
   int64_t row_bytes() const { return reads_strips() ? source.strips->row_bytes : packed_k(k); }
-};
-
-struct Range {
-  int64_t begin, end;
 };
 
 // The task's rows as the kernel may read them: in a slab, in place, or copied with the row count

@@ -4,12 +4,9 @@
 #pragma once
 
 #include "common/api.h"
+#include "common/group_norm.h"
 
 namespace tfq::cpu {
-
-// Pixels per float32 partial sum of a GroupNorm: fixed, so that the result does not depend on how
-// the pixels are spread over threads.
-constexpr int64_t kChunkPixels = 64;
 
 struct group_norm_kernel {
   // Per channel over at most kChunkPixels pixels, `channels` apart, with the shift d = x - x[0][c]:

@@ -9,6 +9,7 @@
 #include "common/parallel.h"
 #include "cpu/expand_s4/expand_s4.h"
 #include "cpu/gemm_s8/packed_layout.h"
+#include "cpu/range.h"
 #include "cpu/registry.h"
 
 namespace tfq::cpu {
@@ -58,10 +59,6 @@ struct Problem {
   const winograd_s16_kernel& kernel;
   const epilogue_kernel& store;
   const expand_s4_kernel& expand;
-};
-
-struct Range {
-  int64_t begin, end;
 };
 
 Shape shape_of(const ConvGeometry& g) {
