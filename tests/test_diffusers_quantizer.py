@@ -190,14 +190,50 @@ def test_save_refuses(folder, tmp_path):
     with pytest.raises(TypeError, match="save: needs a model converted by tfq.convert, got a UNet"):
         tfq.save(build("plain"), tmp_path / "new")
     assert not (tmp_path / "new").exists()
-    (folder / "thesis.txt").write_text("")
-    with pytest.raises(ValueError, match="holds more than a saved model: thesis.txt"):
-        tfq.save(unet, folder)
-    assert (folder / "thesis.txt").exists()
     with pytest.raises(ValueError, match="must be a folder, got the file"):
-        tfq.save(unet, folder / "thesis.txt")
+        tfq.save(unet, folder / WEIGHTS)
     with pytest.raises(ValueError, match="safetensors only"):
         unet.save_pretrained(tmp_path / "pickle", safe_serialization=False)
+
+
+FOREIGN = (
+    "thesis.txt",
+    "diffusion_pytorch_model_runs/thesis.txt",
+    "diffusion_pytorch_model.safetensors.d/thesis.txt",
+    "diffusion_pytorch_model-my-lora-notes.txt",
+    "diffusion_pytorch_model.bin",
+    "my_diffusion_pytorch_model.safetensors",
+    "README.md.txt",
+    "scheduler_config.json",
+)
+
+
+def test_save_keeps_what_is_no_saved_model(tmp_path):
+    unet = tfq.convert(build("plain"))
+    for index, name in enumerate(FOREIGN):
+        file = tmp_path / str(index) / name
+        file.parent.mkdir(parents=True)
+        file.write_text("mine")
+        with pytest.raises(ValueError) as caught:
+            tfq.save(unet, tmp_path / str(index))
+        assert str(caught.value).endswith(f"more than a saved model: {name.split('/')[0]}")
+        assert file.read_text() == "mine"
+
+
+def test_a_folder_in_the_place_of_a_file_is_no_saved_model(tmp_path):
+    (tmp_path / "model" / "config.json").mkdir(parents=True)
+    with pytest.raises(ValueError, match="holds more than a saved model: config.json"):
+        tfq.save(tfq.convert(build("plain")), tmp_path / "model")
+
+
+def test_save_replaces_shards_variants_and_their_index(tmp_path):
+    unet = tfq.convert(build("plain"))
+    for variant in (None, "int8", "v1.0"):
+        for size in ("100KB", "1GB"):
+            tfq.save(unet, tmp_path / "model", max_shard_size=size, variant=variant)
+    tfq.save(unet, tmp_path / "model")
+    names = sorted(path.name for path in (tmp_path / "model").iterdir())
+    assert names == ["README.md", "config.json", WEIGHTS]
 
 
 @pytest.mark.parametrize("version", [3, 0, "1", None], ids=repr)

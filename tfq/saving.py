@@ -32,9 +32,12 @@ FORMAT_VERSION = 2
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _KEYS = ("packed_layout_version", "config", "layers", "rows", "dtype", "temporal")
 _ERROR_KEYS = ("mean_error", "max_error", "chosen_tib_share")
-# What a folder may hold that `save` replaces.
-_WEIGHTS = "diffusion_pytorch_model"
-_OTHER_FILES = ("config.json", "README.md", ".gitattributes")
+# The files of a saved model, as diffusers names them: shards, variants, and the index of the shards.
+_FILES = re.compile(
+    r"config\.json|README\.md|\.gitattributes"
+    r"|diffusion_pytorch_model(\..+)?(-\d{5}-of-\d{5})?\.safetensors"
+    r"|diffusion_pytorch_model\.safetensors\.index(\..+)?\.json"
+)
 # As diffusers' save_pretrained.
 _MAX_SHARD_SIZE = "10GB"
 
@@ -267,20 +270,24 @@ def replaced_folder(folder):
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def beside_model(folder):
+    """Names in a folder that are not files of a saved model, sorted."""
+    return sorted(
+        path.name
+        for path in folder.iterdir()
+        if not (path.is_file() and _FILES.fullmatch(path.name))
+    )
+
+
 def _check_replaceable(folder):
     if not folder.exists():
         return
     if not folder.is_dir():
         raise ValueError(f"save: folder must be a folder, got the file {str(folder)!r}")
-    others = [
-        path.name
-        for path in folder.iterdir()
-        if path.name not in _OTHER_FILES and not path.name.startswith(_WEIGHTS)
-    ]
-    if others:
+    if others := beside_model(folder):
         raise ValueError(
             f"save: folder {str(folder)!r} would be replaced, but holds more than a saved model: "
-            f"{', '.join(sorted(others)[:5])}"
+            f"{', '.join(others[:5])}"
         )
 
 
