@@ -155,7 +155,7 @@ def test_save_writes_a_model_card(tmp_path):
     (tmp_path / "c").mkdir()
     assert mode == (tmp_path / "c").stat().st_mode
     with safe_open(tmp_path / "a" / "b" / WEIGHTS, "pt") as file:
-        assert file.metadata()["tfq_format_version"] == "2"
+        assert file.metadata()["tfq_format_version"] == "3"
 
 
 @pytest.mark.parametrize("where", ["weights", "card", "rename"])
@@ -236,14 +236,16 @@ def test_save_replaces_shards_variants_and_their_index(tmp_path):
     assert names == ["README.md", "config.json", WEIGHTS]
 
 
-@pytest.mark.parametrize("version", [3, 0, "1", None], ids=repr)
+@pytest.mark.parametrize("version", [4, 0, "1", None], ids=repr)
 def test_format_version(folder, version):
     if version is None:
         edit_config(folder, format_version=None)
         load_fails(folder, ValueError, "unknown key", "'layers'")
         return
     edit_config(folder, format_version=version)
-    load_fails(folder, ValueError, f"format version {version!r}", "reads version 1 or 2", "install")
+    load_fails(
+        folder, ValueError, f"format version {version!r}", "reads version 1 or 2 or 3", "install"
+    )
 
 
 def test_packed_layout_version(folder):
@@ -280,7 +282,7 @@ NAME = "mid_block.resnets.0.conv1.weight_"
 @pytest.mark.parametrize(
     "change, words",
     [
-        (lambda t: t.pop(NAME + "scale"), f"lack 1 of 184 tensors|e.g. {NAME}scale"),
+        (lambda t: t.pop(NAME + "scale"), f"lack 1 of 185 tensors|e.g. {NAME}scale"),
         (lambda t: t.update({NAME + "scale": t[NAME + "scale"].half()}),
          f"{NAME}scale must be torch.float32, got torch.float16"),
         (lambda t: t.update({NAME + "packed": t[NAME + "packed"].float()}),

@@ -109,6 +109,16 @@ def saved(folder, config=None, weights=None, name="plain", **options):
     return UNet2DModel.from_pretrained(folder, **options)
 
 
+def other_plan(folder):
+    """A config.json that says of the layers another than the weights, as long as theirs."""
+
+    def exchange(config):
+        convs = [layer for layer in config["layers"] if ".conv" in layer["name"]]
+        convs[0]["activations"], convs[1]["ranges"] = "int16", "dynamic"
+
+    saved(folder, exchange)
+
+
 def float_checkpoint(folder, *, config, **options):
     build("plain").save_pretrained(folder)
     return UNet2DModel.from_pretrained(folder, quantization_config=config, **options)
@@ -303,8 +313,12 @@ CASES = {
         folder, safe_serialization=False
     ),
     "save_pretrained: the model has a LoRA": save_with_lora,
-    "from_pretrained: config.json and the weights": lambda folder: saved(
+    "from_pretrained: config.json and the weights are": lambda folder: saved(
         folder, lambda config: config["rows"].update(timesteps=[7.0, 422.0])
+    ),
+    "from_pretrained: config.json and the weights have different plans": other_plan,
+    "load_state_dict: the state is of another": lambda _: convert().load_state_dict(
+        convert(config=TfqConfig(weights="int4")).state_dict()
     ),
     "quantization_config: dtype must": lambda folder: saved(
         folder, lambda config: config.update(dtype="float8")

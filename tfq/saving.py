@@ -26,9 +26,10 @@ from tfq.features import FeatureCache, QuantizedTIB, SelectedFeatures
 from tfq.lowering import Undo
 from tfq.output_correction import empty_correction
 from tfq.plan import LayerPlan
+from tfq.plan_state import encode_plans, plan_difference
 from tfq.temporal_modes import TABLE_MODES
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _KEYS = ("packed_layout_version", "config", "layers", "rows", "dtype", "temporal")
 _ERROR_KEYS = ("mean_error", "max_error", "chosen_tib_share")
@@ -178,6 +179,7 @@ def build_skeleton(model, conversion):
                 bias = torch.empty(layer.weight_shape[0], device="meta")
                 layer.bias = nn.Parameter(bias, requires_grad=False)
     embedding, rows = model.time_embedding, len(conversion.timesteps)
+    embedding.plan = encode_plans(conversion.plans).to("meta")
     width = embedding.table.shape[1]
     embedding.set_rows(torch.empty(rows, device="meta"), torch.empty(rows, width, device="meta"))
     if embedding.slots and conversion.config.temporal in TABLE_MODES:
@@ -199,9 +201,19 @@ def _empty_source(embedding, config, rows):
     return block if config.temporal == "tib" else SelectedFeatures(block, cache, rows)
 
 
-def check_timesteps(model, conversion):
-    """Raise ValueError if the weights that were loaded are of another save than the configuration."""
-    timesteps = model.time_embedding.values.tolist()
+def check_save(model, conversion):
+    """Raise ValueError if the weights that were loaded are of another save than the configuration.
+
+    Weights of a format version before 3 have no plan: they get the configuration's.
+    """
+    embedding, plan = model.time_embedding, encode_plans(conversion.plans)
+    if embedding.plan.is_meta:
+        embedding.plan = plan.to(embedding.values.device)
+    if difference := plan_difference(weights=embedding.plan, configuration=plan):
+        raise ValueError(
+            f"from_pretrained: config.json and the weights have different plans: {difference}"
+        )
+    timesteps = embedding.values.tolist()
     if timesteps != conversion.timesteps:
         raise ValueError(
             f"from_pretrained: config.json and the weights are of two different saves: rows for "

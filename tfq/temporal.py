@@ -191,6 +191,7 @@ class TemporalEmbedding(nn.Module):
         self.source = None
         self.register_buffer("values", torch.empty(0))
         self.register_buffer("table", torch.empty(0, self.width + embedding_width))
+        self.register_buffer("plan", None)  # see tfq.plan_state
         self._rows = None
 
     @property
@@ -211,6 +212,10 @@ class TemporalEmbedding(nn.Module):
     def set_rows(self, values, table):
         """Install the table: float32 ``(rows,)`` timesteps, ascending, and ``(rows, width)``."""
         self.values, self.table, self._rows = values, table, None
+
+    def _load_from_state_dict(self, *arguments):
+        super()._load_from_state_dict(*arguments)
+        self._rows = None  # of the timesteps before
 
     def use_source(self, source):
         """Take the features from `source` from now on; the table keeps the rest."""
