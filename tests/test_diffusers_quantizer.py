@@ -253,6 +253,9 @@ def test_packed_layout_version(folder):
     load_fails(folder, ValueError, "packed layout version 9", "reads version 1")
 
 
+SHORTCUT, CONV = (f"down_blocks.1.resnets.0.{name}" for name in ("conv_shortcut", "conv2"))
+
+
 @pytest.mark.parametrize(
     "changes, words",
     [
@@ -264,6 +267,13 @@ def test_packed_layout_version(folder):
          "as tfq writes them: activations of a is 'int7'"),
         ({"layers": [{"name": "a", "type": "Linear", "ranges": "row", "weight_bits": 5}]},
          "weight_bits of a is 5, ranges of a is 'row'"),
+        ({"layers": [{"name": SHORTCUT, "type": "Conv2d", "sources": [-8, 40]}]},
+         f"sources (-8, 40) of '{SHORTCUT}', which must be positive and add up to the input channels"),
+        ({"layers": [{"name": SHORTCUT, "type": "Conv2d", "sources": [16]}]}, "sources (16,) of"),
+        ({"layers": [{"name": SHORTCUT, "type": "Conv2d", "sources": ["32"]}]}, "sources ('32',) of"),
+        ({"layers": [{"name": CONV, "type": "Conv2d", "sources": [64]}]}, "of a 1x1 Conv2d; it is Conv2d("),
+        ({"layers": [{"name": SHORTCUT, "type": "Conv2d", "ranges": "static"}]},
+         f"layers has ranges 'static' of '{SHORTCUT}', but the table has no place for its input"),
         ({"layers": [{"name": "a.b", "type": "Linear"}]}, "'a.b' as Linear, but in the UNet2DModel"),
         ({"config": {"wieghts": "int8"}}, "unknown key 'wieghts'"),
         ({"rows": {"timesteps": [7, 422]}}, "two different saves: rows for timesteps [7.0, 422.0]"),

@@ -164,17 +164,28 @@ def build_skeleton(model, conversion):
     """
     modules = base_modules(model)
     for plan in conversion.plans:
-        found = type(modules.get(plan.name)).__name__
+        module = modules.get(plan.name)
+        found = type(module).__name__
         if found != plan.type:
             raise ValueError(
                 f"quantization_config: layers has {plan.name!r} as {plan.type}, but in the "
                 f"{type(model).__name__} of this config.json it is {found}"
+            )
+        if plan.sources and not _has_sources(module, plan.sources):
+            raise ValueError(
+                f"quantization_config: layers has sources {plan.sources} of {plan.name!r}, which must be "
+                f"positive and add up to the input channels of a 1x1 Conv2d; it is {module}"
             )
     lowered = lower(model, conversion.config, conversion.plans, Undo())
     for plan in conversion.plans:
         if plan.converted:
             layer = lowered.layers[plan.name]
             layer.input.ranges = plan.ranges
+            if plan.ranges != "dynamic" and (layer.input.slot is None or not conversion.timesteps):
+                raise ValueError(
+                    f"quantization_config: layers has ranges {plan.ranges!r} of {plan.name!r}, but the "
+                    f"table has no place for its input"
+                )
             if plan.adds_bias:
                 bias = torch.empty(layer.weight_shape[0], device="meta")
                 layer.bias = nn.Parameter(bias, requires_grad=False)
@@ -188,6 +199,14 @@ def build_skeleton(model, conversion):
         embedding.finish(conversion.config.drop_tib)
     if conversion.corrected:
         model.output_correction = empty_correction(model, len(conversion.corrected))
+
+
+def _has_sources(module, sources):
+    return (
+        getattr(module, "kernel_size", None) == (1, 1)
+        and all(type(channels) is int and channels > 0 for channels in sources)
+        and sum(sources) == module.in_channels
+    )
 
 
 def _empty_source(embedding, config, rows):
