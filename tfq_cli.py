@@ -149,7 +149,9 @@ def _add_convert(commands):
     parser = _add(commands, "convert", "convert a model and save it", _CONVERT, _CONVERT_EXAMPLES)
     parser.add_argument("model", metavar="MODEL", help=_MODEL)
     parser.add_argument("out", metavar="OUT", help="folder to write; must not exist")
-    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it is a model")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace OUT if it is a model and nothing else"
+    )
     parser.add_argument(
         "--dtype", default="float32", help="of what stays float: float32 (default) or bfloat16"
     )

@@ -155,7 +155,7 @@ def test_save_writes_a_model_card(tmp_path):
     (tmp_path / "c").mkdir()
     assert mode == (tmp_path / "c").stat().st_mode
     with safe_open(tmp_path / "a" / "b" / WEIGHTS, "pt") as file:
-        assert file.metadata()["tfq_format_version"] == "2"
+        assert file.metadata()["tfq_format_version"] == "3"
 
 
 @pytest.mark.parametrize("where", ["weights", "card", "rename"])
@@ -190,29 +190,70 @@ def test_save_refuses(folder, tmp_path):
     with pytest.raises(TypeError, match="save: needs a model converted by tfq.convert, got a UNet"):
         tfq.save(build("plain"), tmp_path / "new")
     assert not (tmp_path / "new").exists()
-    (folder / "thesis.txt").write_text("")
-    with pytest.raises(ValueError, match="holds more than a saved model: thesis.txt"):
-        tfq.save(unet, folder)
-    assert (folder / "thesis.txt").exists()
     with pytest.raises(ValueError, match="must be a folder, got the file"):
-        tfq.save(unet, folder / "thesis.txt")
+        tfq.save(unet, folder / WEIGHTS)
     with pytest.raises(ValueError, match="safetensors only"):
         unet.save_pretrained(tmp_path / "pickle", safe_serialization=False)
 
 
-@pytest.mark.parametrize("version", [3, 0, "1", None], ids=repr)
+FOREIGN = (
+    "thesis.txt",
+    "diffusion_pytorch_model_runs/thesis.txt",
+    "diffusion_pytorch_model.safetensors.d/thesis.txt",
+    "diffusion_pytorch_model-my-lora-notes.txt",
+    "diffusion_pytorch_model.bin",
+    "my_diffusion_pytorch_model.safetensors",
+    "README.md.txt",
+    "scheduler_config.json",
+)
+
+
+def test_save_keeps_what_is_no_saved_model(tmp_path):
+    unet = tfq.convert(build("plain"))
+    for index, name in enumerate(FOREIGN):
+        file = tmp_path / str(index) / name
+        file.parent.mkdir(parents=True)
+        file.write_text("mine")
+        with pytest.raises(ValueError) as caught:
+            tfq.save(unet, tmp_path / str(index))
+        assert str(caught.value).endswith(f"more than a saved model: {name.split('/')[0]}")
+        assert file.read_text() == "mine"
+
+
+def test_a_folder_in_the_place_of_a_file_is_no_saved_model(tmp_path):
+    (tmp_path / "model" / "config.json").mkdir(parents=True)
+    with pytest.raises(ValueError, match="holds more than a saved model: config.json"):
+        tfq.save(tfq.convert(build("plain")), tmp_path / "model")
+
+
+def test_save_replaces_shards_variants_and_their_index(tmp_path):
+    unet = tfq.convert(build("plain"))
+    for variant in (None, "int8", "v1.0"):
+        for size in ("100KB", "1GB"):
+            tfq.save(unet, tmp_path / "model", max_shard_size=size, variant=variant)
+    tfq.save(unet, tmp_path / "model")
+    names = sorted(path.name for path in (tmp_path / "model").iterdir())
+    assert names == ["README.md", "config.json", WEIGHTS]
+
+
+@pytest.mark.parametrize("version", [4, 0, "1", None], ids=repr)
 def test_format_version(folder, version):
     if version is None:
         edit_config(folder, format_version=None)
         load_fails(folder, ValueError, "unknown key", "'layers'")
         return
     edit_config(folder, format_version=version)
-    load_fails(folder, ValueError, f"format version {version!r}", "reads version 1 or 2", "install")
+    load_fails(
+        folder, ValueError, f"format version {version!r}", "reads version 1 or 2 or 3", "install"
+    )
 
 
 def test_packed_layout_version(folder):
     edit_config(folder, packed_layout_version=9)
     load_fails(folder, ValueError, "packed layout version 9", "reads version 1")
+
+
+SHORTCUT, CONV = (f"down_blocks.1.resnets.0.{name}" for name in ("conv_shortcut", "conv2"))
 
 
 @pytest.mark.parametrize(
@@ -226,6 +267,13 @@ def test_packed_layout_version(folder):
          "as tfq writes them: activations of a is 'int7'"),
         ({"layers": [{"name": "a", "type": "Linear", "ranges": "row", "weight_bits": 5}]},
          "weight_bits of a is 5, ranges of a is 'row'"),
+        ({"layers": [{"name": SHORTCUT, "type": "Conv2d", "sources": [-8, 40]}]},
+         f"sources (-8, 40) of '{SHORTCUT}', which must be positive and add up to the input channels"),
+        ({"layers": [{"name": SHORTCUT, "type": "Conv2d", "sources": [16]}]}, "sources (16,) of"),
+        ({"layers": [{"name": SHORTCUT, "type": "Conv2d", "sources": ["32"]}]}, "sources ('32',) of"),
+        ({"layers": [{"name": CONV, "type": "Conv2d", "sources": [64]}]}, "of a 1x1 Conv2d; it is Conv2d("),
+        ({"layers": [{"name": SHORTCUT, "type": "Conv2d", "ranges": "static"}]},
+         f"layers has ranges 'static' of '{SHORTCUT}', but the table has no place for its input"),
         ({"layers": [{"name": "a.b", "type": "Linear"}]}, "'a.b' as Linear, but in the UNet2DModel"),
         ({"config": {"wieghts": "int8"}}, "unknown key 'wieghts'"),
         ({"rows": {"timesteps": [7, 422]}}, "two different saves: rows for timesteps [7.0, 422.0]"),
@@ -244,7 +292,7 @@ NAME = "mid_block.resnets.0.conv1.weight_"
 @pytest.mark.parametrize(
     "change, words",
     [
-        (lambda t: t.pop(NAME + "scale"), f"lack 1 of 184 tensors|e.g. {NAME}scale"),
+        (lambda t: t.pop(NAME + "scale"), f"lack 1 of 185 tensors|e.g. {NAME}scale"),
         (lambda t: t.update({NAME + "scale": t[NAME + "scale"].half()}),
          f"{NAME}scale must be torch.float32, got torch.float16"),
         (lambda t: t.update({NAME + "packed": t[NAME + "packed"].float()}),

@@ -109,6 +109,21 @@ def saved(folder, config=None, weights=None, name="plain", **options):
     return UNet2DModel.from_pretrained(folder, **options)
 
 
+def change_layer(part, **values):
+    """Change of a config: the entry of the first layer whose name has `part` in it."""
+    return lambda config: next(x for x in config["layers"] if part in x["name"]).update(values)
+
+
+def other_plan(folder):
+    """A config.json that says of the layers another than the weights, as long as theirs."""
+
+    def exchange(config):
+        change_layer(".conv1", activations="int16")(config)
+        change_layer(".conv2", ranges="dynamic")(config)
+
+    saved(folder, exchange)
+
+
 def float_checkpoint(folder, *, config, **options):
     build("plain").save_pretrained(folder)
     return UNet2DModel.from_pretrained(folder, quantization_config=config, **options)
@@ -140,11 +155,16 @@ def lora_into_integers():
     tfq.nn.Linear.from_float(torch.nn.Linear(8, 8)).weight.data += 1
 
 
+def conditioned(**settings):
+    calibration = [inputs(build("cross_time_cond"))]
+    return convert("cross_time_cond", TfqConfig(**settings), calibration=calibration)
+
+
 def dropped_condition():
-    config = TfqConfig(precision="uniform", drop_tib=True)
-    unet = convert("cross_time_cond", config, calibration=[inputs(build("cross_time_cond"))])
-    torch._dynamo.reset()
-    torch.compile(unet, backend="eager")(**inputs(unet))
+    """Of a model that an earlier version saved."""
+    unet = conditioned(precision="uniform")
+    unet.time_embedding.finish(drop_tib=True)
+    unet(**inputs(unet))
 
 
 def wrong_integers():
@@ -215,6 +235,7 @@ CASES = {
     "convert: temporal=… is for UNets": lambda _: tfq.convert(
         transformer("dit"), TfqConfig(temporal="float")
     ),
+    "convert: drop_tib=True drops": lambda _: conditioned(drop_tib=True),
     "convert: model is converted already": lambda _: tfq.convert(convert()),
     "convert: model must be one of": lambda _: tfq.convert(build_pipeline("DDPM").scheduler),
     "convert: num_inference_steps=… needs": lambda _: convert(num_inference_steps=3),
@@ -303,21 +324,19 @@ CASES = {
         folder, safe_serialization=False
     ),
     "save_pretrained: the model has a LoRA": save_with_lora,
-    "from_pretrained: config.json and the weights": lambda folder: saved(
+    "from_pretrained: config.json and the weights are": lambda folder: saved(
         folder, lambda config: config["rows"].update(timesteps=[7.0, 422.0])
     ),
-    "quantization_config: dtype must": lambda folder: saved(
-        folder, lambda config: config.update(dtype="float8")
+    "from_pretrained: config.json and the weights have different plans": other_plan,
+    "load_state_dict: the state is of another": lambda _: convert().load_state_dict(
+        convert(config=TfqConfig(weights="int4")).state_dict()
     ),
-    "quantization_config: format version": lambda folder: saved(
-        folder, lambda config: config.pop("layers")
-    ),
-    "quantization_config: layers has": lambda folder: saved(
-        folder, lambda config: config["layers"][0].update(name="conv_inn")
-    ),
-    "quantization_config: layers, rows": lambda folder: saved(
-        folder, lambda config: config.update(rows=3)
-    ),
+    "quantization_config: dtype must": lambda f: saved(f, lambda config: config.update(dtype="float8")),
+    "quantization_config: format version": lambda f: saved(f, lambda config: config.pop("layers")),
+    "quantization_config: layers has …": lambda f: saved(f, change_layer("conv_in", name="conv_inn")),
+    "quantization_config: layers has ranges": lambda f: saved(f, change_layer("to_out", ranges="timestep")),
+    "quantization_config: layers has sources": lambda f: saved(f, change_layer("to_q", sources=[32, 32])),
+    "quantization_config: layers, rows": lambda f: saved(f, lambda config: config.update(rows=3)),
     "quantization_config: the model was saved in": lambda folder: saved(
         folder, lambda config: config.update(format_version=99)
     ),
@@ -341,6 +360,19 @@ def row_of(key):
     return min(found, key=len)
 
 
+# Of rows that would match nearly anything: what their case must say.
+WORDS = {
+    "convert: …": "the model needs encoder_hidden_states: pass calibration=, or for the UNet",
+    "tfq.nn.Conv2d: … has …": "the layer has groups=2",
+}
+_FEWEST_LETTERS = 18
+
+
+def test_rows_of_few_words_have_some_here():
+    letters = {row: len(re.sub(r"^\w+: |…|\W", "", row)) for row in map(row_of, CASES)}
+    assert {row for row, count in letters.items() if count < _FEWEST_LETTERS} == set(WORDS)
+
+
 @pytest.mark.parametrize("key", CASES)
 def test_raised(key, tmp_path):
     with pytest.raises(Exception) as caught:  # of every type; the message is what is compared
@@ -351,6 +383,7 @@ def test_raised(key, tmp_path):
         messages += str(error).split("\n")
     pattern = ".*".join(re.escape(part) for part in row_of(key).strip("`").split("…"))
     assert any(re.search(pattern + "$", m, re.DOTALL) for m in messages), (key, str(error))
+    assert WORDS.get(row_of(key), "") in str(error)
     assert type(error) is not Exception
 
 

@@ -14,7 +14,7 @@ from tolerance import MIN_LAYER_SNR, assert_same_bits, assert_signal_to_noise
 from unets import build, clone, inputs, run
 
 import tfq
-from tfq import TfqConfig
+from tfq import TfqConfig, page
 from tfq._ext import _C
 from tfq.nn import Conv2d, Linear, ShortcutConv2d
 
@@ -197,6 +197,10 @@ def test_report_of_other_backends_and_modes():
     reference = tfq.report(tfq.convert(clone(unet), TfqConfig(backend="reference"))).to_dict()
     assert reference["native_mac_share"] == 0.0
     assert {layer["path"] for layer in reference["layers"]} == {"reference", "torch"}
+    weights = tfq.report(tfq.convert(clone(unet), TfqConfig(activations="float")))
+    assert {layer["path"] for layer in weights.to_dict()["layers"]} == {"weight_only", "torch"}
+    assert f"0.00 %, 0 of {len(reference['layers'])} layers" in str(weights)
+    assert ">0 of " in page.render(weights.to_dict())
     floating = tfq.report(tfq.convert(clone(unet), TfqConfig(temporal="float"))).to_dict()
     assert floating["temporal"]["mode"] == "float"
     static = TfqConfig(activation_ranges="static")

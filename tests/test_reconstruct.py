@@ -201,13 +201,17 @@ def test_interrupted_run_continues_with_the_same_result(tmp_path, count):
     assert {label for _, _, label in seen} == set(result.weights)
 
 
-def test_checkpoint_of_another_run(tmp_path):
+def test_checkpoint_of_another_run(tmp_path, monkeypatch):
     unet, calls = unconditional()
     bits = {"mid_block.resnets.0.conv1": 4}
     reconstruct_blocks(unet, bits, calls, checkpoint=tmp_path)
     for changed in ({"seed": 3}, {"activations": "float"}):
         with pytest.raises(ValueError, match="checkpoint .*mid_block.* is of another run"):
             reconstruct_blocks(unet, bits, calls, checkpoint=tmp_path, **changed)
+    with monkeypatch.context() as patch:
+        patch.setattr("tfq.checkpoint.__version__", "0.0.1")
+        with pytest.raises(ValueError, match="settings or version of tfq"):
+            reconstruct_blocks(unet, bits, calls, checkpoint=tmp_path)
     calls[0]["sample"][0, 0, 0, 0] += 1
     with pytest.raises(ValueError, match="is of another run"):
         reconstruct_blocks(unet, bits, calls, checkpoint=tmp_path)

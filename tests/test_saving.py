@@ -101,7 +101,7 @@ def test_kept_block_is_float16(saved):
 def test_config_json(saved):
     values = json.loads((saved["int8-select-timestep"][3] / "config.json").read_text())
     values = values["quantization_config"]
-    assert values["quant_method"] == "tfq" and values["format_version"] == 2
+    assert values["quant_method"] == "tfq" and values["format_version"] == 3
     assert values["packed_layout_version"] == 1 and values["dtype"] == "float32"
     assert TfqConfig.from_dict(values["config"]).temporal == "select"
     assert values["rows"] == {"timesteps": [7.0, 421.0]}

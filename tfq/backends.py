@@ -10,6 +10,8 @@ _BACKENDS = {
     "native_int16": TwoBytes(ops),
     "reference_int16": TwoBytes(reference),
 }
+# Kernel families that multiply integers, as a report calls the path of a layer.
+NATIVE_PATHS = ("conv2d_s8", "gemm_s8")
 
 
 def get(name):

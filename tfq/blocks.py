@@ -209,9 +209,17 @@ def _sample(sampler, hidden_states, temb, *args):
     return sampler(hidden_states, *args)
 
 
-def _transform(transformer, hidden_states, kwargs):
-    """Call a Transformer2DModel."""
-    return transformer(hidden_states, **kwargs, return_dict=False)[0]
+def _attend_to(
+    encoder_hidden_states, cross_attention_kwargs, attention_mask, encoder_attention_mask
+):
+    """How the Transformer2DModels of a block are called, for :func:`_down` and :func:`_up`."""
+    kwargs = {
+        "encoder_hidden_states": encoder_hidden_states,
+        "cross_attention_kwargs": cross_attention_kwargs,
+        "attention_mask": attention_mask,
+        "encoder_attention_mask": encoder_attention_mask,
+    }
+    return lambda transformer, x: transformer(x, **kwargs, return_dict=False)[0]
 
 
 def _down(block, hidden_states, temb, attend=None, additional_residuals=None):
@@ -276,19 +284,10 @@ class CrossAttnDownBlock2D(unet_blocks.CrossAttnDownBlock2D):
         cross_attention_kwargs=None, encoder_attention_mask=None, additional_residuals=None,
     ):  # fmt: skip
         """As diffusers' CrossAttnDownBlock2D, with a row for ``temb``."""
-        kwargs = {
-            "encoder_hidden_states": encoder_hidden_states,
-            "cross_attention_kwargs": cross_attention_kwargs,
-            "attention_mask": attention_mask,
-            "encoder_attention_mask": encoder_attention_mask,
-        }
-        return _down(
-            self,
-            hidden_states,
-            temb,
-            lambda attn, x: _transform(attn, x, kwargs),
-            additional_residuals,
+        attend = _attend_to(
+            encoder_hidden_states, cross_attention_kwargs, attention_mask, encoder_attention_mask
         )
+        return _down(self, hidden_states, temb, attend, additional_residuals)
 
 
 class UpBlock2D(unet_blocks.UpBlock2D):
@@ -326,13 +325,7 @@ class CrossAttnUpBlock2D(unet_blocks.CrossAttnUpBlock2D):
         encoder_attention_mask=None,
     ):  # fmt: skip
         """As diffusers' CrossAttnUpBlock2D, with a row for ``temb``."""
-        kwargs = {
-            "encoder_hidden_states": encoder_hidden_states,
-            "cross_attention_kwargs": cross_attention_kwargs,
-            "attention_mask": attention_mask,
-            "encoder_attention_mask": encoder_attention_mask,
-        }
-        return _up(
-            self, hidden_states, res_hidden_states_tuple, temb,
-            lambda attn, x: _transform(attn, x, kwargs), upsample_size,
-        )  # fmt: skip
+        attend = _attend_to(
+            encoder_hidden_states, cross_attention_kwargs, attention_mask, encoder_attention_mask
+        )
+        return _up(self, hidden_states, res_hidden_states_tuple, temb, attend, upsample_size)

@@ -1,4 +1,6 @@
-"""How a timestep reaches its row while a CUDA graph is made: without the host, which the graph has not.
+"""How a timestep reaches its row while calls are recorded: without the host, which no replay asks.
+
+The recording is a CUDA graph, or on a CPU a list of native calls (:mod:`tfq.cpu_capture`).
 
 Inside of :func:`rows` a converted model reads neither timesteps nor rows on the host.
 """

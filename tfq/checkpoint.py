@@ -9,6 +9,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from tfq._version import __version__
 from tfq.weights import QuantizedWeight
 
 
@@ -27,13 +28,16 @@ class Checkpoint:
     Raises
     ------
     ValueError
-        When a file is loaded that was written with other settings or tensors.
+        When a file is loaded that was written with other settings or tensors, or by another version of
+        tfq.
     """
 
     def __init__(self, folder, settings, *tensors):
         self.folder = pathlib.Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+        # Another release may round otherwise.
+        run = {"tfq": __version__, **settings}
+        digest = hashlib.sha256(json.dumps(run, sort_keys=True).encode())
         for values in tensors:
             _update(digest, values)
         self._metadata = {"run": digest.hexdigest()}
@@ -60,8 +64,8 @@ class Checkpoint:
         with safe_open(path, "pt", device=str(device)) as file:
             if file.metadata() != self._metadata:
                 raise ValueError(
-                    f"reconstruct_blocks: checkpoint {path} is of another run (other weights, calls or "
-                    f"settings); remove the folder or name another"
+                    f"reconstruct_blocks: checkpoint {path} is of another run (other weights, calls, "
+                    f"settings or version of tfq); remove the folder or name another"
                 )
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         bias = tensors.pop("bias")

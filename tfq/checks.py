@@ -170,6 +170,11 @@ def resolve_ranges(model, config, scheduler, calibration):
                     f"convert: {name}={getattr(config, name)!r} needs scheduler= or calibration= to know "
                     f"the timesteps"
                 )
+    if config.drop_tib and "time_embedding.cond_proj" in temporal.conditions(model):
+        raise ValueError(
+            "convert: drop_tib=True drops the float time embedding, but time_embedding.cond_proj joins "
+            "it at every call; leave drop_tib out"
+        )
     if config.reconstruction == "block" and not has_data:
         if not calibrated:
             raise ValueError("convert: reconstruction='block' needs scheduler= or calibration=")

@@ -18,12 +18,13 @@ from tfq._ext import _C
 from tfq.config import QuantMethod, TfqConfig
 from tfq.nn import QuantizedLayer
 from tfq.output_correction import correct_output
+from tfq.plan_state import PLAN, encode_plans, guard_state
 from tfq.saving import (
     DTYPES,
     FORMAT_VERSION,
     Conversion,
     build_skeleton,
-    check_timesteps,
+    check_save,
 )
 
 
@@ -95,9 +96,10 @@ class TfqQuantizer(DiffusersQuantizer):
 
     def update_missing_keys(self, model, missing_keys, prefix):
         """Raise ValueError if tensors are missing, but for names of a tensor that has another one."""
-        tensors, missing = model.state_dict(keep_vars=True), set(missing_keys)
+        tensors = model.state_dict(keep_vars=True)
+        missing = set(missing_keys) - {PLAN}  # since version 3
         present = {id(tensor) for name, tensor in tensors.items() if name not in missing}
-        lacking = sorted(name for name in missing_keys if id(tensors[name]) not in present)
+        lacking = sorted(name for name in missing if id(tensors[name]) not in present)
         if lacking:
             raise ValueError(
                 f"from_pretrained: the weight files lack {len(lacking)} of {len(tensors)} tensors that "
@@ -152,7 +154,8 @@ class TfqQuantizer(DiffusersQuantizer):
             if isinstance(layer, QuantizedLayer):
                 layer.check_levels("from_pretrained")
         conversion = self.quantization_config
-        check_timesteps(model, conversion)
+        check_save(model, conversion)
+        guard_state(model)
         conversion.dtype = model.dtype
         model.eval().requires_grad_(False)
         model.register_forward_pre_hook(checks.CheckInputs(model), with_kwargs=True)
@@ -264,6 +267,9 @@ def mark_converted(model, conversion, undo):
     for name, value in values.items():
         undo.set_attribute(model, name, value)
     config = model.config
+    model.time_embedding.plan = encode_plans(conversion.plans)
+    for handle in guard_state(model):
+        undo.add(handle.remove)
     undo.set_attribute(model, "_internal_dict", config)
     model.register_to_config(quantization_config=conversion)
     for name in config:  # IP-Adapters set attributes of the configuration and not its items

@@ -11,9 +11,8 @@ import torch
 from tfq import temporal
 from tfq.distributed import gather
 from tfq.quantizer import QPARAMS_WIDTH
-from tfq.reference import qparams_from_range
+from tfq.reference import MAX_UINT8, qparams_from_range
 
-_LEVELS = 255
 # As in the released code of Huang et al. (TPAMI 2025): momentum of the moving average; shrink factors
 # 1.00 to 0.21 of the search. It searches with |x|^2.4; here the error is squared, see _clipping_error.
 _MOMENTUM = 0.95
@@ -73,7 +72,7 @@ class RangeRecorder:
             timestep, low, high = observed
             counts = None
             if self.estimator in ("percentile", "mse"):
-                counts = torch.bincount(_values(q[i]), minlength=_LEVELS + 1)
+                counts = torch.bincount(_values(q[i]), minlength=MAX_UINT8 + 1)
             self._now.images.setdefault((quantizer, timestep), []).append((low, high, counts))
 
     @property
@@ -98,7 +97,7 @@ class RangeRecorder:
 
 def range_ends(scale, zero_point):
     """Least and largest value that uint8 with a scale and a zero-point can be."""
-    return -zero_point * scale, (_LEVELS - zero_point) * scale
+    return -zero_point * scale, (MAX_UINT8 - zero_point) * scale
 
 
 def _values(q):
@@ -120,7 +119,7 @@ def _ema(images):
 
 def _points(images):
     """Values and how often they were seen, ascending."""
-    levels = torch.linspace(0, 1, _LEVELS + 1, dtype=torch.float64)
+    levels = torch.linspace(0, 1, MAX_UINT8 + 1, dtype=torch.float64)
     values = torch.cat([low + (high - low) * levels for low, high, _ in images])
     counts = torch.cat([counts for _, _, counts in images]).double()
     order = values.argsort()
@@ -148,7 +147,7 @@ def _mse(images):
 def _clipping_error(values, counts, low, high):
     """Sum of squared errors of a range: step^2 / 12 inside, the distance to it outside."""
     beyond = values - values.clamp(low, high)
-    step = (high - low) / _LEVELS
+    step = (high - low) / MAX_UINT8
     return (counts * (beyond**2 + (beyond == 0) * step**2 / 12)).sum().item()
 
 

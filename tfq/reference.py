@@ -32,6 +32,7 @@ __all__ = [
 ]
 
 LOG2_E = torch.tensor(1.44269504)
+MAX_UINT8 = 255
 SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
 
 
@@ -145,11 +146,11 @@ def qparams_from_range(low, high):
         subnormal), ``1/s`` and ``z = clamp(round(-low * (1/s)), 0, 255)``.
     """
     low, high = low.clamp(max=0), high.clamp(min=0)
-    levels = torch.full_like(low, 255)
+    levels = torch.full_like(low, MAX_UINT8)
     s = high / levels - low / levels
     s = torch.where(s == 0, torch.ones_like(s), s).clamp(min=SMALLEST_NORMAL)
     r = torch.ones_like(s) / s
-    z = (-low * r).round().nan_to_num(nan=0).clamp(0, 255)
+    z = (-low * r).round().nan_to_num(nan=0).clamp(0, MAX_UINT8)
     return torch.stack([s, r, z], dim=1)
 
 
@@ -224,7 +225,7 @@ def attention_s8(query, key, value, heads, *, scale=None, out_dtype=None):
     u = (centred @ k_s8.double().transpose(2, 3)).float() * k_scale.transpose(2, 3)
     c = q_scale * torch.tensor(q.shape[3] ** -0.5 if scale is None else scale) * LOG2_E
     t = (u - u.amax(3, keepdim=True)) * c.clamp(min=SMALLEST_NORMAL)
-    p = (t.double().exp2() * 255).round()
+    p = (t.double().exp2() * MAX_UINT8).round()
     factor = v_scale / p.sum(3, keepdim=True).float()
     out = (p @ v_s8.double()).float() * factor
     return out.transpose(1, 2).flatten(2).to(query.dtype if out_dtype is None else out_dtype)
@@ -319,7 +320,7 @@ def _quantize_values(x, qparams):
     """Return ``clamp(round(x * r) + z, 0, 255)``, z for NaN; a row of `qparams` per row of `x`."""
     r, z = qparams[:, 1:2], qparams[:, 2:3]
     scaled = (x * r).nan_to_num(nan=0, posinf=torch.inf, neginf=-torch.inf)
-    return (scaled.clamp(-z, 255 - z).round() + z).to(torch.uint8)
+    return (scaled.clamp(-z, MAX_UINT8 - z).round() + z).to(torch.uint8)
 
 
 def _quantize_groups(x, qparams):

@@ -10,7 +10,6 @@ from tfq.quantizer import QPARAMS_WIDTH
 from tfq.ranges import range_ends
 
 _FORMATS = (".json", ".html", ".png")
-_NATIVE_PATHS = ("conv2d_s8", "gemm_s8")
 
 
 class Report:
@@ -59,7 +58,7 @@ class Report:
     def _summary(self):
         values, temporal = self._values, self._values["temporal"]
         unfused = f"\n{len(values['unfused'])} blocks run unfused" if values["unfused"] else ""
-        native = sum(layer["path"] != "torch" for layer in values["layers"])
+        native = sum(layer["path"] in backends.NATIVE_PATHS for layer in values["layers"])
         return (
             f"native multiply-adds {100 * values['native_mac_share']:.2f} %, {native} of "
             f"{len(values['layers'])} layers, {values['weight_bytes'] / 1e6:.2f} MB; temporal "
@@ -153,7 +152,7 @@ def report(unet, *, comparison=None):
         _layer(modules.get(moved.get(plan.name, plan.name)), plan) for plan in conversion.plans
     ]
     total = sum(layer["macs"] for layer in layers)
-    native = sum(layer["macs"] for layer in layers if layer["path"] in _NATIVE_PATHS)
+    native = sum(layer["macs"] for layer in layers if layer["path"] in backends.NATIVE_PATHS)
     return Report(
         {
             "native_mac_share": native / total if total else 0.0,

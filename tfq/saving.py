@@ -26,15 +26,19 @@ from tfq.features import FeatureCache, QuantizedTIB, SelectedFeatures
 from tfq.lowering import Undo
 from tfq.output_correction import empty_correction
 from tfq.plan import LayerPlan
+from tfq.plan_state import encode_plans, plan_difference
 from tfq.temporal_modes import TABLE_MODES
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _KEYS = ("packed_layout_version", "config", "layers", "rows", "dtype", "temporal")
 _ERROR_KEYS = ("mean_error", "max_error", "chosen_tib_share")
-# What a folder may hold that `save` replaces.
-_WEIGHTS = "diffusion_pytorch_model"
-_OTHER_FILES = ("config.json", "README.md", ".gitattributes")
+# The files of a saved model, as diffusers names them: shards, variants, and the index of the shards.
+_FILES = re.compile(
+    r"config\.json|README\.md|\.gitattributes"
+    r"|diffusion_pytorch_model(\..+)?(-\d{5}-of-\d{5})?\.safetensors"
+    r"|diffusion_pytorch_model\.safetensors\.index(\..+)?\.json"
+)
 # As diffusers' save_pretrained.
 _MAX_SHARD_SIZE = "10GB"
 
@@ -160,21 +164,33 @@ def build_skeleton(model, conversion):
     """
     modules = base_modules(model)
     for plan in conversion.plans:
-        found = type(modules.get(plan.name)).__name__
+        module = modules.get(plan.name)
+        found = type(module).__name__
         if found != plan.type:
             raise ValueError(
                 f"quantization_config: layers has {plan.name!r} as {plan.type}, but in the "
                 f"{type(model).__name__} of this config.json it is {found}"
+            )
+        if plan.sources and not _has_sources(module, plan.sources):
+            raise ValueError(
+                f"quantization_config: layers has sources {plan.sources} of {plan.name!r}, which must be "
+                f"positive and add up to the input channels of a 1x1 Conv2d; it is {module}"
             )
     lowered = lower(model, conversion.config, conversion.plans, Undo())
     for plan in conversion.plans:
         if plan.converted:
             layer = lowered.layers[plan.name]
             layer.input.ranges = plan.ranges
+            if plan.ranges != "dynamic" and (layer.input.slot is None or not conversion.timesteps):
+                raise ValueError(
+                    f"quantization_config: layers has ranges {plan.ranges!r} of {plan.name!r}, but the "
+                    f"table has no place for its input"
+                )
             if plan.adds_bias:
                 bias = torch.empty(layer.weight_shape[0], device="meta")
                 layer.bias = nn.Parameter(bias, requires_grad=False)
     embedding, rows = model.time_embedding, len(conversion.timesteps)
+    embedding.plan = encode_plans(conversion.plans).to("meta")
     width = embedding.table.shape[1]
     embedding.set_rows(torch.empty(rows, device="meta"), torch.empty(rows, width, device="meta"))
     if embedding.slots and conversion.config.temporal in TABLE_MODES:
@@ -183,6 +199,14 @@ def build_skeleton(model, conversion):
         embedding.finish(conversion.config.drop_tib)
     if conversion.corrected:
         model.output_correction = empty_correction(model, len(conversion.corrected))
+
+
+def _has_sources(module, sources):
+    return (
+        getattr(module, "kernel_size", None) == (1, 1)
+        and all(type(channels) is int and channels > 0 for channels in sources)
+        and sum(sources) == module.in_channels
+    )
 
 
 def _empty_source(embedding, config, rows):
@@ -196,9 +220,19 @@ def _empty_source(embedding, config, rows):
     return block if config.temporal == "tib" else SelectedFeatures(block, cache, rows)
 
 
-def check_timesteps(model, conversion):
-    """Raise ValueError if the weights that were loaded are of another save than the configuration."""
-    timesteps = model.time_embedding.values.tolist()
+def check_save(model, conversion):
+    """Raise ValueError if the weights that were loaded are of another save than the configuration.
+
+    Weights of a format version before 3 have no plan: they get the configuration's.
+    """
+    embedding, plan = model.time_embedding, encode_plans(conversion.plans)
+    if embedding.plan.is_meta:
+        embedding.plan = plan.to(embedding.values.device)
+    if difference := plan_difference(weights=embedding.plan, configuration=plan):
+        raise ValueError(
+            f"from_pretrained: config.json and the weights have different plans: {difference}"
+        )
+    timesteps = embedding.values.tolist()
     if timesteps != conversion.timesteps:
         raise ValueError(
             f"from_pretrained: config.json and the weights are of two different saves: rows for "
@@ -267,20 +301,24 @@ def replaced_folder(folder):
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def beside_model(folder):
+    """Names in a folder that are not files of a saved model, sorted."""
+    return sorted(
+        path.name
+        for path in folder.iterdir()
+        if not (path.is_file() and _FILES.fullmatch(path.name))
+    )
+
+
 def _check_replaceable(folder):
     if not folder.exists():
         return
     if not folder.is_dir():
         raise ValueError(f"save: folder must be a folder, got the file {str(folder)!r}")
-    others = [
-        path.name
-        for path in folder.iterdir()
-        if path.name not in _OTHER_FILES and not path.name.startswith(_WEIGHTS)
-    ]
-    if others:
+    if others := beside_model(folder):
         raise ValueError(
             f"save: folder {str(folder)!r} would be replaced, but holds more than a saved model: "
-            f"{', '.join(sorted(others)[:5])}"
+            f"{', '.join(others[:5])}"
         )
 
 

@@ -7,9 +7,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from tfq.geometry import normalize_padding, unsupported_conv
-from tfq.reference import qparams_from_range
+from tfq.reference import MAX_UINT8, qparams_from_range
 
-_MAX_UINT8 = 255
 # Of a quantized layer, from coarse to fine.
 ACTIVATIONS = ("int8", "int16", "float")
 
@@ -32,7 +31,7 @@ def fake_quantize(x, dims):
     low, high = x.amin(dims, keepdim=True), x.amax(dims, keepdim=True)
     qparams = qparams_from_range(low.flatten(), high.flatten())
     scale, inverse, zero_point = (column.view(low.shape) for column in qparams.unbind(1))
-    q = (x * inverse).round_().add_(zero_point).clamp_(0, _MAX_UINT8)
+    q = (x * inverse).round_().add_(zero_point).clamp_(0, MAX_UINT8)
     return q.sub_(zero_point).mul_(scale)
 
 

@@ -191,6 +191,7 @@ class TemporalEmbedding(nn.Module):
         self.source = None
         self.register_buffer("values", torch.empty(0))
         self.register_buffer("table", torch.empty(0, self.width + embedding_width))
+        self.register_buffer("plan", None)  # see tfq.plan_state
         self._rows = None
 
     @property
@@ -211,6 +212,10 @@ class TemporalEmbedding(nn.Module):
     def set_rows(self, values, table):
         """Install the table: float32 ``(rows,)`` timesteps, ascending, and ``(rows, width)``."""
         self.values, self.table, self._rows = values, table, None
+
+    def _load_from_state_dict(self, *arguments):
+        super()._load_from_state_dict(*arguments)
+        self._rows = None  # of the timesteps before
 
     def use_source(self, source):
         """Take the features from `source` from now on; the table keeps the rest."""
@@ -234,10 +239,11 @@ class TemporalEmbedding(nn.Module):
         values = decode_timesteps(key)
         if len(self.values) == 0:
             return _one_by_one(self.compute_rows, values, condition)
+        self._check_condition(condition)
         index, known = self._look_up(values)
         if self.source is None and condition is None and all(known):
             return backends.get("native").temporal_gather(self.table, index)
-        if not all(known) or condition is not None:
+        if not all(known):
             self._require_tib(values, known)
         known = torch.tensor(known, device=values.device)
         if condition is not None:
@@ -254,11 +260,17 @@ class TemporalEmbedding(nn.Module):
             return torch.tensor(rows, device=values.device), known
         return (values[:, None] - self.values[None, :]).abs().argmin(1), known
 
+    def _check_condition(self, condition):
+        if condition is not None and self.tib is None:
+            raise ValueError(
+                "a condition joins the time embedding, and its float block was dropped (drop_tib=True)"
+            )
+
     def _require_tib(self, values, known):
         if self.tib is None and (self.source is None or not self.source.replaces_float):
             unknown = sorted({v for v, k in zip(values.tolist(), known, strict=True) if not k})
             raise ValueError(
-                f"timestep {unknown or values.tolist()} has no row and the float time embedding was "
+                f"timestep {unknown} has no row and the float time embedding was "
                 f"dropped (drop_tib=True); rows exist for {self.values.tolist()}"
             )
 
@@ -299,21 +311,16 @@ class TemporalEmbedding(nn.Module):
         if index is None:
             values = decode_timesteps(key)
             # On a CPU the bits are those of an eager call; a GPU would launch kernels for each image.
-            return (
-                _one_by_one(self._traced, values, condition)
-                if values.is_cpu
-                else self._traced(values, condition)
-            )
+            if values.is_cpu:
+                return _one_by_one(self._traced, values, condition)
+            return self._traced(values, condition)
         return backends.get("native").temporal_gather(self.table, index)
 
     def _traced(self, values, condition):
         """Rows for a compiler or a CUDA graph: one graph for all timesteps, none of them read on the host."""
         if len(self.values) == 0:
             return self.compute_rows(values, condition)
-        if self.tib is None and condition is not None:
-            raise ValueError(
-                "a condition joins the time embedding, and its float block was dropped (drop_tib=True)"
-            )
+        self._check_condition(condition)
         distance = (values[:, None] - self.values[None, :]).abs()
         index = distance.argmin(1)
         known = (distance == 0).any(1)

@@ -15,7 +15,7 @@ from torch import nn
 from tfq import models, temporal
 from tfq.adaln import FloatAdaLN
 from tfq.features import FeatureCache, QuantizedTIB, SelectedFeatures, fake_quantize
-from tfq.reference import qparams_from_range
+from tfq.reference import MAX_UINT8, qparams_from_range
 from tfq.tiar import biases_of, layers_of, reconstruct_tib
 from tfq.weights import quantize_weight
 
@@ -23,7 +23,6 @@ from tfq.weights import quantize_weight
 TABLE_MODES = ("cache", "tib", "select")
 # Where no timesteps are given, the temporal error is measured at these.
 _PROBE_TIMESTEPS = (0.0, 1.0, 10.0, 100.0, 500.0, 999.0)
-_LEVELS = 255
 _SHRINK_STEPS = 80
 _LEAST_SQUARES_ROUNDS = 4
 
@@ -286,8 +285,8 @@ def fit_grid(x):
     middle, half = (low + high) / 2, (high - low) / 2
     best = None
     for step in range(_SHRINK_STEPS):
-        scale = half * (1 - step / 100) * 2 / _LEVELS
-        best = _better(best, _round_to_line(x, scale, _LEVELS / 2 - middle / _nonzero(scale)), x)
+        scale = half * (1 - step / 100) * 2 / MAX_UINT8
+        best = _better(best, _round_to_line(x, scale, MAX_UINT8 / 2 - middle / _nonzero(scale)), x)
     for _ in range(_LEAST_SQUARES_ROUNDS):
         q = best[0]
         centred = q - q.mean(1, keepdim=True)
@@ -308,7 +307,7 @@ def _round_to_line(x, scale, zero):
     constant = scale == 0
     scale = _nonzero(scale)
     zero = torch.where(constant, -x[:, :1], zero)
-    return (x / scale + zero).round().clamp(0, _LEVELS), scale, zero
+    return (x / scale + zero).round().clamp(0, MAX_UINT8), scale, zero
 
 
 def _better(best, candidate, x):

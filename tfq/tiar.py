@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from tfq import rounding
 from tfq.adaround import regularizer, share_of, variable_of
 from tfq.simulation import fake_quantize
-from tfq.weights import QuantizedWeight, per_channel, quantize_weight
+from tfq.weights import RANGES, QuantizedWeight, per_channel, quantize_weight
 
 _BATCH = 32
 _LEARNING_RATE = 1e-3
@@ -52,9 +52,9 @@ class _SoftLayer:
     def __init__(self, layer, start):
         self.scale, self.bits = start.scale, start.bits
         weight = layer.weight.detach().float()
-        symmetric = self.bits == 8
-        self.zero = torch.zeros_like(self.scale) if symmetric else start.zero_point.float()
-        low, high = (-127, 127) if symmetric else (0, 15)
+        zero = start.zero_point
+        self.zero = torch.zeros_like(self.scale) if zero is None else zero.float()
+        low, high = RANGES[self.bits]
         exact = weight / per_channel(self.scale, weight) + per_channel(self.zero, weight)
         q = start.q.float()
         # The start is one of the two points; the other is its neighbour on the float weight's side.

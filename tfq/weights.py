@@ -7,6 +7,8 @@ import torch
 BITS = (8, 4)
 _MAX_INT8 = 127
 _MAX_INT4 = 15
+# Least and greatest integer of a weight, by bits.
+RANGES = {8: (-_MAX_INT8, _MAX_INT8), 4: (0, _MAX_INT4)}
 # Search of the 4-bit grid: shrink factors of a channel's range, and the exponent of the error.
 # As Huang et al. (TPAMI 2025) and the code of the conference version: 80 candidates, p = 2.4.
 _SHRINK_STEPS = 80

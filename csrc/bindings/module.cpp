@@ -1,5 +1,5 @@
-// The native module tfq._C. Calls are positional-only and take addresses: only tfq/ops.py may make
-// them.
+// The native module tfq._C. Calls are positional-only and take addresses: only tfq/ops/ may make
+// them, and tfq/cpu_capture.py repeats those that it recorded.
 #include "bindings/bindings.h"
 
 PYBIND11_MODULE(_C, module) {

@@ -13,7 +13,11 @@ from tfq.models import conditions_of
 from tfq.pipelines import unet_of
 from tfq.progress import progress_bar
 from tfq.reporting import weight_bytes
-from tfq.saving import replaced_folder
+from tfq.saving import beside_model, replaced_folder
+
+_SCHEDULER = "scheduler_config.json"
+# Of a pipeline's folder: what belongs to the place it was downloaded to.
+_NOT_COPIED = (".cache", ".git")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,15 +82,16 @@ def run(
     with progress_bar() as progress:
         convert(whole, settings, progress=progress, checkpoint=checkpoint, **calibration)
     seconds = time.perf_counter() - started
-    if source.is_pipeline:
-        with replaced_folder(target) as partial:
-            skip = shutil.ignore_patterns(source.unet.name, ".cache", ".git")
+    _check_target(source, target, overwrite)  # again: OUT may have changed during the conversion
+    with replaced_folder(target) as partial:
+        if source.is_pipeline:
+            skip = shutil.ignore_patterns(source.unet.name, *_NOT_COPIED)
             shutil.copytree(source.root, partial, ignore=skip, dirs_exist_ok=True)
             tfq.save(unet, partial / source.unet.name)
-    else:
-        tfq.save(unet, target)
-        if source.scheduler is not None:
-            shutil.copy(source.scheduler / "scheduler_config.json", target)
+        else:
+            tfq.save(unet, partial)
+            if source.scheduler is not None:
+                shutil.copy(source.scheduler / _SCHEDULER, partial)
     report = tfq.report(unet).to_dict()
     return Converted(
         out, seconds, float_bytes, report["weight_bytes"], report["native_mac_share"],
@@ -134,3 +139,23 @@ def _check_target(source, target, overwrite):
     marker = "model_index.json" if source.is_pipeline else "config.json"
     if not (target / marker).is_file():
         raise ValueError(f"--overwrite replaces only a model, and {str(target)!r} has no {marker}")
+    if others := _beside_output(source, target):
+        raise ValueError(
+            f"--overwrite replaces only a model, and {str(target)!r} holds more: "
+            f"{', '.join(others[:5])}"
+        )
+
+
+def _beside_output(source, target):
+    """What is in OUT and not written there: a converted model and, of a pipeline, copies from MODEL."""
+    if not source.is_pipeline:
+        return [name for name in beside_model(target) if name != _SCHEDULER]
+    unet = target / source.unet.name
+    copied = {path for path in _files(source.root) if not {*path.parts} & {*_NOT_COPIED}}
+    others = {path for path in _files(target) if path.parts[0] != unet.name} - copied
+    inside = beside_model(unet) if unet.is_dir() else []
+    return sorted(map(str, others)) + [f"{unet.name}/{name}" for name in inside]
+
+
+def _files(folder):
+    return {path.relative_to(folder) for path in folder.rglob("*") if path.is_file()}

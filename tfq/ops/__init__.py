@@ -1,4 +1,4 @@
-"""The kernels, as functions of plain tensors. The only package that calls ``tfq._C``.
+"""The kernels, as functions of plain tensors. What calls the kernels of ``tfq._C``.
 
 Conventions
 -----------

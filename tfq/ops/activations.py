@@ -253,7 +253,7 @@ def temporal_gather(table, rows, *, qparams=None, offsets=None):
         table, which needs it.
     offsets : Tensor, optional
         int64 ``(n + 1,)``: feature i is columns ``offsets[i]`` to ``offsets[i + 1]``. They must rise
-        from 0 to the width, else ValueError. A uint8 table needs it.
+        from 0 to the width, else ValueError; on CUDA that is not checked. A uint8 table needs it.
 
     Returns
     -------

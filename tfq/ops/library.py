@@ -129,7 +129,7 @@ def _fake_conv2d_s8(
     return _image(x, (batch, weight_scale.shape[0], *size), out_dtype)
 
 
-# Operation -> (the function on CPU tensors, the one on tensors without data).
+# Operation -> (the function on CPU and CUDA tensors, the one on tensors without data).
 _OPERATIONS = {
     "quantize": (activations.quantize, _fake_quantize),
     "group_norm_silu_quantize":

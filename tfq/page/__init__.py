@@ -7,6 +7,7 @@ import pathlib
 
 from tfq import heat_maps, pictures
 from tfq._version import __version__
+from tfq.backends import NATIVE_PATHS
 from tfq.page import charts
 
 _HERE = pathlib.Path(__file__).parent
@@ -47,7 +48,7 @@ def render(values, comparison=None, ranges=()):
 
 def _cards(values, comparison):
     layers = values["layers"]
-    native = sum(layer["path"] != "torch" for layer in layers)
+    native = sum(layer["path"] in NATIVE_PATHS for layer in layers)
     size, note = f"{values['weight_bytes'] / 1e6:.1f} MB", "weights and tables"
     temporal = values["temporal"]
     cards = []
