@@ -16,6 +16,7 @@ from torch import nn
 from tfq import checks
 from tfq._ext import _C
 from tfq.config import QuantMethod, TfqConfig
+from tfq.nonfinite import carry_nonfinite
 from tfq.output_correction import correct_output
 from tfq.saving import (
     DTYPES,
@@ -152,6 +153,7 @@ class TfqQuantizer(DiffusersQuantizer):
         conversion.dtype = model.dtype
         model.eval().requires_grad_(False)
         model.register_forward_pre_hook(checks.CheckInputs(model), with_kwargs=True)
+        carry_nonfinite(model)
         if conversion.corrected:
             correct_output(model)
         model._tfq_conversion = conversion
