@@ -10,6 +10,7 @@ from tfq.diffusers_quantizer import mark_converted
 from tfq.distributed import failing_together
 from tfq.lowering import Undo
 from tfq.models import images_of
+from tfq.nonfinite import carry_nonfinite
 from tfq.output_correction import correct_output, fit_correction
 from tfq.plan import plan_layers
 from tfq.reconstruct import reconstruct_blocks
@@ -184,6 +185,7 @@ def _convert(model, config, source, kind, checkpoint, undo):
     model.eval()  # the modules that are new
     hook = model.register_forward_pre_hook(checks.CheckInputs(model), with_kwargs=True)
     undo.add(hook.remove)
+    undo.add(carry_nonfinite(model).remove)
 
     embedding = model.time_embedding
     _mark_temporal_layers(plans, embedding, config)

@@ -17,6 +17,7 @@ from tfq import checks
 from tfq._ext import _C
 from tfq.config import QuantMethod, TfqConfig
 from tfq.nn import QuantizedLayer
+from tfq.nonfinite import carry_nonfinite
 from tfq.output_correction import correct_output
 from tfq.plan_state import PLAN, encode_plans, guard_state
 from tfq.saving import (
@@ -159,6 +160,7 @@ class TfqQuantizer(DiffusersQuantizer):
         conversion.dtype = model.dtype
         model.eval().requires_grad_(False)
         model.register_forward_pre_hook(checks.CheckInputs(model), with_kwargs=True)
+        carry_nonfinite(model)
         if conversion.corrected:
             correct_output(model)
         model._tfq_conversion = conversion
