@@ -11,6 +11,7 @@ import pickle
 
 import pytest
 import torch
+from diffusers.models.attention_processor import AttnProcessor2_0
 from tolerance import assert_same_bits
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
@@ -174,6 +175,48 @@ def test_kinds_of_timesteps(name, timestep):
     unet, _ = graphed(eager)
     kwargs = inputs(eager) | {"timestep": timestep}
     assert_same_bits(run(unet, kwargs), run(eager, kwargs))
+
+
+class ScaledText:
+    """An attention processor; where an IP-Adapter's has it, its scale."""
+
+    def __init__(self):
+        self.scale = [2.0]
+
+    def __call__(self, attention, hidden_states, encoder_hidden_states=None, **kwargs):
+        if encoder_hidden_states is not None:
+            encoder_hidden_states = self.scale[0] * encoder_hidden_states
+        return AttnProcessor2_0()(attention, hidden_states, encoder_hidden_states, **kwargs)
+
+
+def set_scale(model, scale):
+    for processor in model.attn_processors.values():
+        processor.scale[0] = scale
+
+
+def test_another_structure_is_captured_anew():
+    """Processors and FreeU; what stays as it is is captured once."""
+    eager = convert("cross")
+    unet, fake = graphed(eager)
+    kwargs = inputs(eager, timesteps=(1, 251))
+    run(unet, kwargs)
+    captures = [fake.captures]
+    for change in (
+        lambda model: model.set_attn_processor(ScaledText()),
+        lambda model: set_scale(model, 3.0),
+        lambda model: model.enable_freeu(s1=0.9, s2=0.2, b1=1.5, b2=1.6),
+        lambda model: model.enable_freeu(s1=0.9, s2=0.2, b1=1.5, b2=1.4),
+        lambda model: model.disable_freeu(),
+        lambda model: model.set_attn_processor(AttnProcessor2_0()),
+    ):
+        change(eager)
+        change(unet)
+        for _ in range(2):
+            assert_same_bits(run(unet, kwargs), run(eager, kwargs))
+        captures.append(fake.captures)
+    assert captures == sorted(set(captures))
+    run(unet, kwargs)
+    assert fake.captures == captures[-1]
 
 
 def test_a_copy_captures_for_itself():

@@ -149,3 +149,29 @@ def test_save_with_an_adapter(case, tmp_path):
     ):
         tfq.save(unet, tmp_path / "model")
     assert not (tmp_path / "model").exists()
+
+
+def test_a_graph_follows_the_adapters():
+    """Whatever is done to them after the capture, the next call has the bits of an eager one."""
+    unet = tfq.convert(build("cross"), UNIFORM)
+    eager, kwargs, outputs = clone(unet), inputs(unet), []
+    tfq.graph(unet)
+    changes = (
+        lambda model: None,
+        lambda model: add(model, ATTENTION, "one"),
+        lambda model: model.set_adapters(["one"], [0.5]),
+        lambda model: add(model, ["ff.net.2"], "two"),
+        lambda model: model.set_adapter("one"),
+        lambda model: model.disable_adapters(),
+        lambda model: model.enable_adapters(),
+        lambda model: model.delete_adapters("two"),
+        lambda model: model.unload_lora(),
+    )
+    for number, change in enumerate(changes):
+        change(unet)
+        change(eager)
+        outputs.append(run(unet, kwargs))
+        assert_same_bits(outputs[-1], run(eager, kwargs), f"change {number}")
+        assert_same_bits(run(unet, kwargs), outputs[-1], f"replay {number}")
+    assert_same_bits(outputs[-1], outputs[0])
+    assert not any(torch.equal(a, b) for a, b in zip(outputs[:4], outputs[1:5], strict=False))

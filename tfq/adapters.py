@@ -1,7 +1,7 @@
 """What adapters add to a model, and whether anything was added to a layer.
 
 LoRA (peft) puts a wrapper in the place of a layer, IP-Adapters put layers into attention processors.
-These side paths stay as they are, and no plan or file names them.
+These side paths stay as they are, and no plan or file names them. A graph that was captured is bound to them.
 """
 
 from diffusers.models.attention_processor import Attention
@@ -56,3 +56,37 @@ def is_untouched(*modules):
         if module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__:
             return False
     return True
+
+
+# Attributes that the forward of a wrapper of peft reads, and FreeU's of an up block.
+_OF_WRAPPERS = ("_disable_adapters", "_active_adapter", "scaling", "merged_adapters")
+_OF_UP_BLOCKS = ("s1", "s2", "b1", "b2")
+
+
+class Structure:
+    """Which modules a model has now, and how what was added to it is set: adapters, processors, FreeU."""
+
+    def __init__(self, model):
+        modules = list(model.modules())
+        self._children = [module._modules for module in modules if module._modules]
+        self._attributes = [(m.__dict__, _OF_WRAPPERS) for m in modules if is_wrapped(m)]
+        self._attributes += [(b.__dict__, _OF_UP_BLOCKS) for b in getattr(model, "up_blocks", ())]
+        self._attentions = [module for module in modules if isinstance(module, Attention)]
+        self._seen = self._read()
+
+    def has_changed(self):
+        """Whether anything is another than when this was made."""
+        return self._read() != self._seen
+
+    def _read(self):
+        processors = [attention.processor for attention in self._attentions]
+        return (
+            [list(children.values()) for children in self._children],
+            [[_copy(values.get(name)) for name in names] for values, names in self._attributes],
+            processors,
+            [_copy(getattr(processor, "scale", None)) for processor in processors],  # IP-Adapter's
+        )
+
+
+def _copy(value):
+    return value.copy() if isinstance(value, (dict, list)) else value

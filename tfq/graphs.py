@@ -7,6 +7,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from tfq import capture, models, text_cache
+from tfq.adapters import Structure
 from tfq.cpu_capture import CpuCapture
 from tfq.cuda_capture import CudaCapture
 from tfq.fallback import prefer_float
@@ -108,6 +109,7 @@ class GraphedForward:
         self.slower, self.card = slower, card  # of tfq.fallback.prefer_float; None: no layer moves
         self.signature = inspect.signature(type(unet).forward)
         self.captured = {}
+        self.structure = None  # of the model when it was captured
         self.running = threading.Lock()  # the memory of a graph is one call's
 
     def __getstate__(self):
@@ -134,6 +136,8 @@ class GraphedForward:
         leaves, spec = pytree.tree_flatten(arguments)
         key = (spec, values.dtype, rows is None, *map(_facts, leaves))
         with self.running, self.make.in_order():
+            if self.captured and self.structure.has_changed():
+                self.captured.clear()
             if key not in self.captured:
                 device = arguments["sample"].device
                 index = None if rows is None else torch.tensor(rows, device=device)
@@ -142,6 +146,7 @@ class GraphedForward:
                 self.captured[key] = Captured(
                     forward, leaves, spec, values.to(device), index, self.make
                 )
+                self.structure = Structure(self.unet)
             output = self.captured[key](leaves, values, rows)
         return output if return_dict else output.to_tuple()
 
@@ -183,8 +188,9 @@ def graph(unet):
     On a GPU where it was measured that a layer's product is no faster on integers (``bench/sweep.py``), the
     layer is captured in float, and :func:`tfq.report` lists it with the times; nothing waits for the GPU.
     Calls of several threads, and of several streams, wait for each other; hooks inside of the UNet do not
-    run in a replay, and ``torch.compile`` leaves it as it is. On a CPU values written into the weights are
-    seen. After any other change to the model (adapters, ``to()``; on a GPU also ``load_state_dict``, for
+    run in a replay, and ``torch.compile`` leaves it as it is. Adapters that come, go or are set otherwise,
+    processors and FreeU are noticed, and the next call captures anew. On a CPU values written into the
+    weights are seen. After any other change to the model (``to()``; on a GPU also ``load_state_dict``, for
     what the kernels read is made of the weights) call this again; ``del unet.forward`` ends it.
 
     Parameters
