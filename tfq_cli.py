@@ -99,13 +99,15 @@ def make_parser():
 
 
 def _add(commands, name, summary, description, examples=None):
-    return commands.add_parser(
+    parser = commands.add_parser(
         name,
         help=summary,
         description=description,
         epilog=examples,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.set_defaults(parser=parser)
+    return parser
 
 
 def _add_common(parser, threads=True):
@@ -235,8 +237,11 @@ def main(argv=None):
         Exit code: 0; 2 after a message about something the user can mend; 130 when interrupted.
     """
     parser = make_parser()
-    arguments = vars(parser.parse_args(argv))
-    command = arguments.pop("command")
+    arguments, unknown = parser.parse_known_args(argv)
+    arguments = vars(arguments)
+    command, parser = arguments.pop("command"), arguments.pop("parser", parser)
+    if unknown:  # argparse would print the usage of tfq, which has no options
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     if command is None:
         parser.print_help()
         return 0

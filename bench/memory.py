@@ -73,7 +73,7 @@ def run_step(folder, dtype, arm):
 
     dtype = getattr(torch, dtype)
     name = diffusers.UNet2DConditionModel.load_config(folder)["_class_name"]
-    unet = getattr(diffusers, name).from_pretrained(folder, torch_dtype=dtype)
+    unet = getattr(diffusers, name).from_pretrained(folder, dtype=dtype)
     inputs = _inputs(unet)
     if arm.endswith(GRAPH):
         tfq.graph(unet)

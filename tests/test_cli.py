@@ -97,6 +97,15 @@ def test_help_teaches_the_whole_configuration(command, capsys):
     assert {field.name for field in dataclasses.fields(TfqConfig)} <= options
 
 
+@pytest.mark.parametrize("command", ["convert a b", "bench a", "info"])
+def test_an_unknown_option_shows_the_command(command, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main([*command.split(), "--wights", "int4"])
+    error = capsys.readouterr().err
+    assert caught.value.code == 2 and error.startswith(f"usage: tfq {command.split()[0]}")
+    assert "error: unrecognized arguments: --wights int4" in error
+
+
 def test_help_states_the_defaults(capsys):
     text = help_of("convert", capsys=capsys)
     for field in dataclasses.fields(TfqConfig):
@@ -132,7 +141,7 @@ def test_configuration_from_file_and_options(folders, tmp_path, capsys):
     ).to_dict()  # fmt: skip
     assert saved["dtype"] == "bfloat16" and saved["rows"]["timesteps"] == []
     values = json.loads(printed)
-    loaded = diffusers.UNet2DModel.from_pretrained(out, torch_dtype=torch.bfloat16)
+    loaded = diffusers.UNet2DModel.from_pretrained(out, dtype=torch.bfloat16)
     report = tfq.report(loaded).to_dict()
     assert values["native_mac_share"] == report["native_mac_share"]
     assert values["weight_bytes"] == report["weight_bytes"] < values["float_weight_bytes"]
@@ -157,6 +166,7 @@ def test_pipeline_goes_through(folders, tmp_path, capsys):
     assert {path.name for path in out.parent.iterdir()} == {"pipeline"}, "nothing is left beside"
 
 
+@pytest.mark.filterwarnings("error:`torch_dtype` is deprecated")
 def test_text_pipeline_calibrates_on_prompts(tmp_path, capsys):
     pipelines = pytest.importorskip("pipelines", reason="no transformers: text pipelines not built")
     pipelines.build("Stable Diffusion 1").save_pretrained(tmp_path / "sd15")
@@ -271,12 +281,14 @@ def test_info_as_json(capsys):
         (["convert", "{converted}", "{out}"], "'{converted}' is converted already; give the float"),
         (["convert", "{unet}", "{out}", "--weights", "int3"],
          "TfqConfig: weights must be one of int8, int4, float, got 'int3'"),
-        (["convert", "{unet}", "{out}", "--config", "{none}"], "No such file or directory: '{none}'"),
+        (["convert", "{unet}", "{out}", "--config", "{none}"],
+         "cannot read --config '{none}': No such file or directory"),
         (["convert", "{unet}", "{out}", "--dtype", "float16"],
          "--dtype must be one of float32, bfloat16, got 'float16'"),
         (["convert", "{unet}", "{out}", "--steps", "0"], "num_inference_steps must be at least 1, got 0"),
         (["convert", "{text}", "{out}"], "'{text}' needs text to calibrate with: give --prompts FILE, or"),
-        (["convert", "{pipeline}", "{out}", "--prompts", "{none}"], "No such file or directory: '{none}'"),
+        (["convert", "{pipeline}", "{out}", "--prompts", "{none}"],
+         "cannot read --prompts '{none}': No such file or directory"),
         (["convert", "{text}", "{out}", "--prompts", "{unet}/config.json"],
          "--prompts needs the folder of a whole pipeline"),
         (["convert", "{pipeline}", "{out}", "--prompts", "{none}", "--no-calibration"],

@@ -57,7 +57,8 @@ def test_comparison_as_json_and_text(pair):
     assert values["psnr"] == result.psnr and values["images"] == 1
     assert values["converted"]["weight_bytes"] == result.weight_bytes
     assert values["speedup"]["low"] <= values["speedup"]["median"] <= values["speedup"]["high"]
-    assert f"PSNR {result.psnr:.2f} dB over 1 images after 2 steps" in str(result)
+    assert f"PSNR {result.psnr:.2f} dB over 1 image after 2 steps" in str(result)
+    assert repr(result) == str(result), "no tensors"
     same = tfq.compare(pair[0], pair[0], ddim(), num_inference_steps=2, images=1).to_dict()
     assert same["psnr"] is None and same["psnr_per_step"] == [None, None], "identical"
 

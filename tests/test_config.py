@@ -92,9 +92,10 @@ def test_dict_is_independent_of_the_config():
 
 
 @pytest.mark.parametrize("names", [["wieghts"], ["zeta", "alpha"]], ids=str)
-def test_unknown_keys(names):
+@pytest.mark.parametrize("make", [TfqConfig.from_dict, lambda values: TfqConfig(**values)])
+def test_unknown_keys(names, make):
     with pytest.raises(ValueError) as caught:
-        TfqConfig.from_dict({"seed": 1, **dict.fromkeys(names, 1)})
+        make({"seed": 1, **dict.fromkeys(names, 1)})
     message = str(caught.value)
     assert message.startswith("TfqConfig: unknown key ")
     assert ", ".join(map(repr, sorted(names))) in message

@@ -228,7 +228,7 @@ def test_offload_before_conversion_is_refused():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_casts(dtype):
-    """To the dtype it has: nothing; to another one: diffusers' error, as every quantized model's."""
+    """To the dtype it has: nothing; to another one: what to do instead."""
     _, unet, kwargs, _, expected = converted("cross", dtype=dtype)
     for model in (unet, clone(unet)):
         assert model.to(dtype) is model
@@ -236,11 +236,13 @@ def test_casts(dtype):
         assert_same_bits(run(model, kwargs), expected)
         like = torch.zeros(1, dtype=dtype)
         assert model.to(like) is model and model.to(tensor=like) is model
+        refusal = f"to: a converted model stays in {dtype}; cast the float model, or the pipeline"
         for cast in (torch.float16, torch.zeros(1, dtype=torch.float16)):
-            with pytest.raises(ValueError, match="Casting a quantized model"):
+            with pytest.raises(ValueError, match=refusal):
                 model.to(cast)
-        with pytest.raises(ValueError, match="Casting a quantized model"):
-            model.to(tensor=cast)
+        for arguments in ({"tensor": cast}, {"device": "cpu", "dtype": torch.float16}):
+            with pytest.raises(ValueError, match=refusal):
+                model.to(**arguments)
         assert_same_bits(run(model, kwargs), expected)
 
 
@@ -253,18 +255,14 @@ def test_memory_format(name):
     assert_same_bits(run(unet, kwargs), expected)
 
 
-def test_casts_past_diffusers_are_refused():
-    """diffusers refuses `half` and `float` itself; the others would cast what the kernels read."""
+def test_casts_by_name_are_refused():
+    """They would cast what the kernels read."""
     _, unet, kwargs, _, expected = converted("cross")
     for model in (unet, clone(unet)):
-        for method, arguments in (("bfloat16", ()), ("double", ()), ("type", (torch.float16,))):
-            with pytest.raises(
-                ValueError, match=f"{method}: the dtype of a converted model is fixed"
-            ):
+        for method in ("bfloat16", "half", "float", "double", "type"):
+            arguments = (torch.float16,) if method == "type" else ()
+            with pytest.raises(ValueError, match=f"{method}: a converted model stays in"):
                 getattr(model, method)(*arguments)
-        for method in ("half", "float"):
-            with pytest.raises(ValueError, match="is not supported for quantized model"):
-                getattr(model, method)()
         assert_same_bits(run(model, kwargs), expected)
 
 

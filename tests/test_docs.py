@@ -55,7 +55,7 @@ def run_examples(page):
 
 
 @pytest.mark.parametrize(
-    "name", ["README", "docs/quickstart", "docs/concepts", "docs/add-a-kernel"]
+    "name", ["README", "docs/quickstart", "docs/concepts", "docs/saving", "docs/add-a-kernel"]
 )
 def test_examples_run(name, folders):
     run_examples(ROOT / f"{name}.md")

@@ -292,7 +292,12 @@ CASES = {
         "cross", encoder_hidden_states=lambda text: text[..., :23]
     ),
     "…: weight… must be": lambda _: wrong_integers(),
-    "…: the dtype of a converted model": lambda _: convert().bfloat16(),
+    "…: a converted model stays in": lambda _: convert().bfloat16(),
+    "…: height and width of": lambda _: call(sample=lambda x: x[..., :15]),
+    "…: encoder_hidden_states must be": lambda _: call(
+        "cross", encoder_hidden_states=lambda text: None
+    ),
+    "…: timestep must be finite": lambda _: call(timestep=lambda t: float("nan")),
     "enable_layerwise_casting": lambda _: convert().enable_layerwise_casting(),
     "a condition joins": lambda _: dropped_condition(),
     "temporal_blocks: needs": lambda _: tfq.temporal_blocks(torch.nn.SiLU()),
@@ -310,7 +315,7 @@ CASES = {
     "from_pretrained: the weight files lack": lambda folder: saved(
         folder, weights=lambda tensors: tensors.pop("conv_in.bias")
     ),
-    "from_pretrained: torch_dtype must be": lambda folder: saved(folder, torch_dtype=torch.half),
+    "from_pretrained: dtype must be": lambda folder: saved(folder, dtype=torch.half),
     "from_pretrained: … must be … by config.json": lambda folder: saved(
         folder, weights=lambda tensors: tensors.update({"conv_in.bias": torch.zeros(3)})
     ),

@@ -236,9 +236,9 @@ def test_report_is_saved(tmp_path):
     report = tfq.report(tfq.convert(build("attention")))
     for suffix in (".json", ".html", ".png"):
         report.save(str(tmp_path / f"r{suffix}"))
-        report.save(tmp_path / f"again{suffix}")
+        report.save(tmp_path / "new" / "folder" / f"again{suffix}")
     assert json.loads((tmp_path / "r.json").read_text()) == report.to_dict()
-    page, text = (tmp_path / "r.html").read_text(), str(report)
+    page, text = (tmp_path / "r.html").read_text(), repr(report)
     assert (
         page.startswith("<!doctype html>")
         and page.count("<tr") == len(report.to_dict()["layers"]) + 1

@@ -111,9 +111,9 @@ def test_config_json(saved):
     assert set(values["temporal"]) == {"mean_error", "max_error", "chosen_tib_share"}
 
 
-def test_another_torch_dtype_leaves_scales_and_tables(saved):
+def test_another_dtype_leaves_scales_and_tables(saved):
     unet, kwargs, expected, folder = saved["int8-fold-timestep"]
-    loaded = UNet2DModel.from_pretrained(folder, torch_dtype=torch.bfloat16)
+    loaded = UNet2DModel.from_pretrained(folder, dtype=torch.bfloat16)
     assert loaded.dtype is torch.bfloat16 and loaded.conv_in.weight.dtype is torch.bfloat16
     for key, value in dict(unet.named_buffers()).items():
         assert torch.equal(loaded.get_buffer(key), value), key

@@ -64,6 +64,21 @@ def test_outputs(name, dtype):
         assert_same_bits(quantized(*positional, return_dict=False)[0], output)
 
 
+def test_output_channels_that_are_left_out():
+    """They are the input's, for sampling too; another error is not hidden by it."""
+    model = transformer("dit", out_channels=None)
+    config = TfqConfig(precision="uniform", temporal="tib")
+    with pytest.raises(ValueError, match="temporal='tib' is for UNets and ControlNets"):
+        tfq.convert(model, config, scheduler=DDIMScheduler(), num_inference_steps=2)
+    tfq.convert(model, UNIFORM, scheduler=DDIMScheduler(), num_inference_steps=2)
+    assert len(model.time_embedding.values) == 2
+
+
+def test_no_graphs_yet():
+    with pytest.raises(TypeError, match="DiTTransformer2DModel; transformers have no graphs yet"):
+        tfq.graph(converted("dit")[1])
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_nonfinite_inputs(name):
     """One number of one image makes that image NaN; in a mask infinity means that a token is left out."""

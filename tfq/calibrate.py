@@ -11,7 +11,14 @@ import inspect
 import torch
 
 from tfq.distributed import failing_together, gather, is_mine
-from tfq.models import arguments_of, call_of, image_argument, images_of, output_of
+from tfq.models import (
+    arguments_of,
+    call_of,
+    described,
+    image_argument,
+    images_of,
+    output_of,
+)
 from tfq.shapes import example_inputs
 
 DEFAULT_STEPS = 50
@@ -24,7 +31,7 @@ def check_scheduler(scheduler, num_inference_steps):
         if isinstance(scheduler, type) or not callable(getattr(scheduler, method, None)):
             raise TypeError(
                 f"convert: scheduler must be a diffusers scheduler with {method}(), got "
-                f"{getattr(scheduler, '__name__', type(scheduler).__name__)}"
+                f"{described(scheduler)}"
             )
     needed = [
         p.name

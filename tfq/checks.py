@@ -1,6 +1,9 @@
 """What :func:`tfq.convert` and a converted model accept, and the errors for everything else."""
 
+import math
+
 import torch
+from diffusers import UNet2DModel
 from diffusers.models.attention_processor import Attention
 from torch import nn
 
@@ -10,6 +13,7 @@ from tfq.ops._checks import HAS_CUDA, KERNEL_DEVICES
 from tfq.temporal_modes import TABLE_MODES
 
 _TIME = ("time_proj", "time_embedding")
+_TEXT = "encoder_hidden_states"
 _DTYPES = (torch.float32, torch.bfloat16)
 # What to do about a model that cannot sample by itself.
 _GIVE_CALLS = ": pass calibration=, or for the UNet of a pipeline convert(pipe, prompts=...)"
@@ -23,9 +27,11 @@ class CheckInputs:
         self.names, _ = models.arguments_of(model)
         self.images = models.image_argument(model)
         self.model = type(model).__name__
+        self.multiple = _size_multiple(model)
+        self.needs_text = _needs_text(model)
 
     def __call__(self, module, args, kwargs):
-        """Check the noisy images, and that no input requires grad."""
+        """Check the noisy images, that no input requires grad, and what else a layer would report late."""
         if torch.compiler.is_compiling():
             return  # a hook is a graph of its own, compiled again for every shape it looks at
         inputs = models.call_of(self.names, args, kwargs)
@@ -47,6 +53,16 @@ class CheckInputs:
                 f"{self.model}: {self.images} must be (batch, {self.in_channels}, height, width), each "
                 f"at least 1, got {tuple(sample.shape)}"
             )
+        if any(size % self.multiple for size in sample.shape[2:]):
+            raise ValueError(
+                f"{self.model}: height and width of {self.images} must be multiples of {self.multiple}, 2 "
+                f"for each downsampling, got {tuple(sample.shape[2:])}"
+            )
+        if self.needs_text and inputs.get(_TEXT, sample) is None:
+            raise TypeError(f"{self.model}: encoder_hidden_states must be a tensor, got None")
+        timestep = inputs.get("timestep")
+        if isinstance(timestep, float) and not math.isfinite(timestep):
+            raise ValueError(f"{self.model}: timestep must be finite, got {timestep}")
         if sample.dtype is not self.dtype:
             raise TypeError(
                 f"{self.model}: {self.images} must be {self.dtype} as the model, got {sample.dtype}"
@@ -56,6 +72,23 @@ class CheckInputs:
                 f"{self.model}: {self.images} is on '{sample.device}'; this build of tfq has native "
                 f"kernels for {KERNEL_DEVICES} only"
             )
+
+
+def _size_multiple(model):
+    """What height and width are multiples of; the other models make up for an odd size on the way up."""
+    if not isinstance(model, UNet2DModel):
+        return 1
+    return 2 ** sum(getattr(block, "downsamplers", None) is not None for block in model.down_blocks)
+
+
+def _needs_text(model):
+    """Whether attentions cannot take the images in the place of a text that is None, nor another input."""
+    return model.config.get("encoder_hid_dim_type") is None and any(
+        isinstance(module, Attention)
+        and module.is_cross_attention
+        and module.cross_attention_dim != module.query_dim
+        for module in model.modules()
+    )
 
 
 def check_config(config, checkpoint):
@@ -119,7 +152,8 @@ def check_arguments(model, scheduler, num_inference_steps, calibration, prompts)
             )
         if parameter.dtype not in _DTYPES:
             raise TypeError(
-                f"convert: parameters must be float32 or bfloat16, got {parameter.dtype} for {name}"
+                f"convert: parameters must be float32 or bfloat16, got {parameter.dtype} for {name}; load "
+                f"the model with dtype=torch.bfloat16, or cast it: model.float()"
             )
         if not torch.isfinite(parameter).all():
             raise ValueError(f"convert: parameter {name} has NaN or infinite values")
@@ -146,6 +180,11 @@ def check_arguments(model, scheduler, num_inference_steps, calibration, prompts)
 
 def resolve_ranges(model, config, scheduler, calibration):
     """One of "timestep", "static" and "dynamic"; raises if it needs calibration that is not there."""
+    if isinstance(model, models.TRANSFORMERS) and config.temporal not in ("fold", "cache"):
+        raise ValueError(
+            f"convert: temporal={config.temporal!r} is for UNets and ControlNets; of a "
+            f"{type(model).__name__} the features are a table: temporal='fold' or 'cache'"
+        )
     has_data = calibration is not None and not isinstance(calibration, int)
     calibrated = scheduler is not None or has_data
     ranges = config.activation_ranges
@@ -182,11 +221,6 @@ def resolve_ranges(model, config, scheduler, calibration):
             raise ValueError(
                 f"convert: reconstruction='block' runs the model, but {reason}{_GIVE_CALLS}"
             )
-    if isinstance(model, models.TRANSFORMERS) and config.temporal not in ("fold", "cache"):
-        raise ValueError(
-            f"convert: temporal={config.temporal!r} is for UNets and ControlNets; of a "
-            f"{type(model).__name__} the features are a table: temporal='fold' or 'cache'"
-        )
     return ranges
 
 
@@ -194,7 +228,7 @@ def why_it_cannot_sample(model):
     """Why a model alone does not make a calibration run; None if it can."""
     if conditions := models.conditions_of(model):
         return f"the model needs {' and '.join(conditions)}"
-    inputs, outputs = model.config.in_channels, model.config.out_channels
+    inputs, outputs = model.config.in_channels, models.out_channels(model)
     if outputs not in (inputs, 2 * inputs):
         return f"the model turns {inputs} channels into {outputs} and cannot sample on its own"
     return None

@@ -8,8 +8,9 @@ import torch
 
 from tfq import models
 from tfq.calibrate import Trajectory
-from tfq.environment import info
+from tfq.environment import described, info
 from tfq.reporting import weight_bytes
+from tfq.tables import counted
 from tfq.timing import Timing, paired_ratio
 
 PEAK = 2.0
@@ -30,7 +31,7 @@ def psnr(images, reference, peak=PEAK):
     return 10.0 * math.log10(peak**2 / error) if error else math.inf
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Comparison:
     """Result of :func:`compare`.
 
@@ -71,14 +72,15 @@ class Comparison:
         """Time of the float model over that of the converted one, with a 95 % interval."""
         return paired_ratio(self.float_timing, self.timing)
 
-    def __str__(self):
+    def __repr__(self):
         ours, theirs, facts = self.timing, self.float_timing, self.machine
+        images, steps = counted(len(self.images), "image"), counted(len(self.timesteps), "step")
         return (
-            f"PSNR {self.psnr:.2f} dB over {len(self.images)} images after {len(self.timesteps)} steps\n"
+            f"PSNR {self.psnr:.2f} dB over {images} after {steps}\n"
             f"{1e3 * ours.median:.1f} ms per call, float {1e3 * theirs.median:.1f} ms: "
             f"{self.speedup} times as fast (95 % interval)\n"
             f"{self.weight_bytes / 1e6:.1f} MB of weights, float {self.float_weight_bytes / 1e6:.1f} MB\n"
-            f"{facts['threads']} threads of {facts['cpu']}, kernels at {facts['isa']}"
+            f"{described(facts)}"
         )
 
     def to_dict(self):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import enum
+import functools
 import json
 import typing
 
@@ -27,6 +28,26 @@ class QuantMethod(str, enum.Enum):
     TFQ = "tfq"
 
 
+def _naming_known_keys(cls):
+    """Class decorator: an unknown keyword raises ValueError with what there is."""
+    init = cls.__init__
+    known = {field.name for field in dataclasses.fields(cls)}
+
+    @functools.wraps(init)
+    def checked(self, *args, **values):
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ValueError(
+                f"TfqConfig: unknown key {', '.join(map(repr, unknown))}; known keys: "
+                f"{', '.join(sorted(known))}"
+            )
+        init(self, *args, **values)
+
+    cls.__init__ = checked
+    return cls
+
+
+@_naming_known_keys
 @dataclasses.dataclass(frozen=True)
 class TfqConfig:
     """How a UNet is converted. Unknown keys, values and illegal combinations raise ValueError.
@@ -196,11 +217,4 @@ class TfqConfig:
         method = values.pop("quant_method", QuantMethod.TFQ)
         if method != QuantMethod.TFQ:
             raise ValueError(f"TfqConfig: quant_method must be 'tfq', got {method!r}")
-        known = {field.name for field in dataclasses.fields(cls)}
-        unknown = sorted(set(values) - known)
-        if unknown:
-            raise ValueError(
-                f"TfqConfig: unknown key {', '.join(map(repr, unknown))}; known keys: "
-                f"{', '.join(sorted(known))}"
-            )
         return cls(**values)

@@ -73,7 +73,7 @@ class TfqQuantizer(DiffusersQuantizer):
         """Raise TypeError for a dtype that no kernel computes in."""
         if torch_dtype is not None and torch_dtype not in DTYPES.values():
             raise TypeError(
-                f"from_pretrained: torch_dtype must be {' or '.join(map(str, DTYPES.values()))}, got "
+                f"from_pretrained: dtype must be {' or '.join(map(str, DTYPES.values()))}, got "
                 f"{torch_dtype}"
             )
 
@@ -220,15 +220,19 @@ def _to(model, *args, **kwargs):
     if kwargs.get("dtype") is model.dtype:
         kwargs = {name: value for name, value in kwargs.items() if name != "dtype"}
     args = tuple(value for value in args if value is not model.dtype)
+    casts = [x for x in (*args, kwargs.get("dtype")) if isinstance(x, torch.dtype)]
+    if casts:
+        _refuse_cast(model, "to")
     projection = getattr(model, "encoder_hid_proj", None)
     if isinstance(projection, MultiIPAdapterImageProjection):
         projection.to(model.dtype)
     return type(model).to(model, *args, **kwargs) if args or kwargs else model
 
 
-def _refuse_cast(method, *args, **kwargs):
+def _refuse_cast(model, method, *args, **kwargs):
     raise ValueError(
-        f"{method}: the dtype of a converted model is fixed; cast the float model, then convert it"
+        f"{method}: a converted model stays in {model.dtype}; cast the float model, or the pipeline "
+        f"before its model is converted: load it with dtype="
     )
 
 
@@ -239,13 +243,14 @@ def _refuse_layerwise_casting(*args, **kwargs):
     )
 
 
+_CASTS = ("bfloat16", "half", "float", "double", "type")
+
+
 def own_methods(model):
     """Name -> what a converted model has in the place of a method that would damage it."""
     return {
         "to": functools.partial(_to, model),
-        "bfloat16": functools.partial(_refuse_cast, "bfloat16"),
-        "double": functools.partial(_refuse_cast, "double"),
-        "type": functools.partial(_refuse_cast, "type"),
+        **{name: functools.partial(_refuse_cast, model, name) for name in _CASTS},
         "enable_layerwise_casting": _refuse_layerwise_casting,
     }
 

@@ -9,6 +9,7 @@ import torch
 
 from tfq._ext import _C
 from tfq._version import __version__
+from tfq.tables import counted
 
 ISA_LEVELS = ("scalar", "avx2", "avx512vnni", "amx")
 
@@ -56,6 +57,12 @@ def info():
         "torch": torch.__version__,
         "diffusers": _diffusers_version(),
     }
+
+
+def described(facts):
+    """What of :func:`info` a time was measured on, in words."""
+    threads = counted(facts["threads"], "thread")
+    return f"{threads} of {facts['cpu']}, kernels at {facts['isa']}"
 
 
 def _diffusers_version():

@@ -210,10 +210,11 @@ def graph(unet):
     NotImplementedError
         If this build has no kernels for its device; at a call, if the model reads values on the host.
     """
-    is_converted = isinstance(getattr(unet, "time_embedding", None), TemporalEmbedding)
-    if not is_converted or isinstance(unet, models.TRANSFORMERS):
+    is_transformer = isinstance(unet, models.TRANSFORMERS)
+    if is_transformer or not isinstance(getattr(unet, "time_embedding", None), TemporalEmbedding):
         raise TypeError(
             f"graph: needs a UNet or a ControlNet converted by tfq.convert, got a {models.described(unet)}"
+            f"{'; transformers have no graphs yet' if is_transformer else ''}"
         )
     device = unet.device
     if device.type == "cpu":

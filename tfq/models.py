@@ -108,6 +108,11 @@ def images_of(call):
     return next((call[name] for name in _IMAGES if name in call), None)
 
 
+def out_channels(model):
+    """Channels of the output; a DiT's configuration leaves them out where they are the input's."""
+    return model.config.out_channels or model.config.in_channels
+
+
 def output_of(returned):
     """What a call with ``return_dict=False`` returned as one tensor, ``(batch, ...)``.
 

@@ -8,8 +8,8 @@ import torch
 
 from tfq import models
 
-# Infinite in a mask means something, and a timestep may be on another device than the images.
-_IGNORED = ("timestep", "attention_mask", "encoder_attention_mask", "cross_attention_kwargs")
+# Where infinity means that a token is left out.
+_MASKS = ("attention_mask", "encoder_attention_mask", "cross_attention_kwargs")
 
 
 class CarryNonFinite:
@@ -31,11 +31,11 @@ class CarryNonFinite:
     def __call__(self, model, args, kwargs, output):
         """Change the tensors of `output`, ``(batch, ...)`` each, in place."""
         call = models.call_of(self.arguments, args, kwargs)
-        batch, total = models.images_of(call).shape[0], None
+        images, total = models.images_of(call), None
         for name, value in call.items():
-            if name not in _IGNORED:
-                for tensor in _floats(value):
-                    part = _sum_by_image(tensor, batch)
+            for tensor in () if name in _MASKS else _floats(value):
+                if tensor.device == images.device:  # a timestep may be the host's
+                    part = _sum_by_image(tensor, images.shape[0])
                     total = part if total is None else total + part
         total = total.abs_()
         for tensor in _floats(output):

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from tfq.distributed import failing_together, gather, is_mine
-from tfq.models import arguments_of, call_of, images_of, output_of
+from tfq.models import arguments_of, call_of, images_of, out_channels, output_of
 from tfq.temporal import VALUE_SLOT
 
 # Columns of the regression: float output, sample, 1; behind them the error.
@@ -78,12 +78,8 @@ class OutputCorrection(nn.Module):
 
 def empty_correction(model, rows):
     """As :func:`fit_correction` makes it for so many timesteps, without values."""
-    table = torch.empty(rows, _REGRESSORS, _channels(model), device="meta")
+    table = torch.empty(rows, _REGRESSORS, out_channels(model), device="meta")
     return OutputCorrection(torch.empty(rows, device="meta"), table, arguments_of(model)[0])
-
-
-def _channels(model):
-    return model.config.out_channels or model.config.in_channels
 
 
 def correct_output(model):

@@ -47,6 +47,7 @@ class Report:
         """
         path = pathlib.Path(path)
         check_suffix(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".json":
             path.write_text(json.dumps(self.to_dict(), indent=2), encoding="utf-8")
         elif path.suffix == ".html":
@@ -88,7 +89,7 @@ class Report:
         ]  # fmt: skip
         return [header, *rows]
 
-    def __str__(self):
+    def __repr__(self):
         rows = self._rows()
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         lines = [

@@ -1,4 +1,9 @@
-"""Tables of plain text."""
+"""Tables and numbers as plain text."""
+
+
+def counted(number, noun):
+    """A number of things: "1 image", "2 images"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def align(rows):

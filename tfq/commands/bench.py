@@ -8,6 +8,7 @@ import torch
 import tfq
 from tfq.commands.configuration import read_config
 from tfq.commands.folders import ModelFolder, set_threads
+from tfq.environment import described
 from tfq.models import TRANSFORMERS, image_argument
 from tfq.shapes import example_inputs
 from tfq.tables import align
@@ -48,11 +49,10 @@ class Speed:
             )
             for name, timing in self.timings.items()
         ]  # fmt: skip
-        facts = self.machine
         return "\n".join(
             [
-                f"batch {self.batch}, {facts['threads']} threads of {facts['cpu']}, kernels at "
-                f"{facts['isa']}, {100 * self.native_mac_share:.1f} % native",
+                f"batch {self.batch}, {described(self.machine)}, "
+                f"{100 * self.native_mac_share:.1f} % native",
                 align([("", "median ms", "best ms", "calls", "time / tfq [95 %]"), *rows]),
             ]
         )

@@ -6,6 +6,15 @@ import pathlib
 from tfq.config import TfqConfig
 
 
+def read_text(option, file):
+    """The text of a file that an option of the command line names."""
+    try:
+        return pathlib.Path(file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"cannot read {option} {file!r}: {reason}") from error
+
+
 def read_config(file, options):
     """A TfqConfig from a JSON file (or the defaults) and options that override it.
 
@@ -18,7 +27,7 @@ def read_config(file, options):
     values = {}
     if file is not None:
         try:
-            values = json.loads(pathlib.Path(file).read_text())
+            values = json.loads(read_text("--config", file))
         except json.JSONDecodeError as error:
             raise ValueError(f"--config {file!r} is not JSON: {error}") from error
         if not isinstance(values, dict):

@@ -6,7 +6,7 @@ import shutil
 import time
 
 import tfq
-from tfq.commands.configuration import read_config
+from tfq.commands.configuration import read_config, read_text
 from tfq.commands.folders import ModelFolder, parse_dtype, set_threads
 from tfq.conversion import convert
 from tfq.models import conditions_of
@@ -124,7 +124,7 @@ def _own_trajectory(model, source, unet, steps):
 
 
 def _read_prompts(file):
-    lines = pathlib.Path(file).read_text(encoding="utf-8").splitlines()
+    lines = read_text("--prompts", file).splitlines()
     return [line.strip() for line in lines if line.strip()]
 
 

@@ -82,7 +82,7 @@ class ModelFolder:
         model_class = getattr(diffusers, self.config["_class_name"])
         if self.is_converted:
             dtype = DTYPES.get(self.config["quantization_config"].get("dtype"), dtype)
-        unet = model_class.from_pretrained(self.unet, torch_dtype=dtype, local_files_only=True)
+        unet = model_class.from_pretrained(self.unet, dtype=dtype, local_files_only=True)
         return unet.eval()
 
     def load_pipeline(self, dtype):
@@ -92,7 +92,7 @@ class ModelFolder:
                 f"--prompts needs the folder of a whole pipeline (model_index.json), got {str(self.root)!r}"
             )
         pipeline = diffusers.DiffusionPipeline.from_pretrained(
-            self.root, torch_dtype=dtype, local_files_only=True
+            self.root, dtype=dtype, local_files_only=True
         )
         pipeline.set_progress_bar_config(disable=True)
         return pipeline

@@ -53,7 +53,7 @@ def load_model():
 
     # Without low_cpu_mem_usage=False, diffusers logs a warning on machines which lack accelerate.
     unet = diffusers.UNet2DModel.from_pretrained(
-        WEIGHTS, torch_dtype=torch.float32, local_files_only=True, low_cpu_mem_usage=False
+        WEIGHTS, dtype=torch.float32, local_files_only=True, low_cpu_mem_usage=False
     )
     scheduler = diffusers.DDIMScheduler.from_pretrained(WEIGHTS, local_files_only=True)
     return unet.eval(), scheduler

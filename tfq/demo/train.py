@@ -251,7 +251,7 @@ def train(arguments):
 
     torch.manual_seed(arguments.seed)
     if arguments.init:
-        unet = UNet2DModel.from_pretrained(arguments.init, torch_dtype=torch.float32)
+        unet = UNet2DModel.from_pretrained(arguments.init, dtype=torch.float32)
     else:
         unet = UNet2DModel(**UNET_CONFIG)
     unet.train()
