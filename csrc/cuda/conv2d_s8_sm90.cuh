@@ -79,6 +79,7 @@ class ImageUnits {
 // Taps that output rows miss, and what their weights sum to.
 class MissingTaps {
  public:
+  static constexpr bool kExists = true;
   TFQ_DEVICE explicit MissingTaps(const TmaConvLaunch& args) : args_(args) {}
 
   // Bit t for tap t.

@@ -2,7 +2,9 @@
 //
 // A thread holds runs of eight (or four) neighbouring output channels of 2 * kPiecesM rows. If all
 // rows of the tile have one group and one sample, which is the rule, scale and offset of a run are
-// combined once, and an output costs a subtraction, a conversion and a fused multiply-add.
+// combined once, and an output costs a subtraction, a conversion and a fused multiply-add. If it is
+// bfloat16 alone as well, and so is a residual, the tile is Simple: what would be asked for every run
+// is known once.
 #pragma once
 
 #include "cuda/activation.cuh"
@@ -23,6 +25,7 @@ struct RowFacts {
 // A product whose rows of A are whole. Others say which parts of a row are missing, as bits, and add up
 // the weights that those would have met.
 struct NoBorder {
+  static constexpr bool kExists = false;
   TFQ_DEVICE uint32_t missing(int) const { return 0; }
   template <int Count>
   TFQ_DEVICE void add(uint32_t, int, int32_t (&)[Count]) const {}
@@ -77,11 +80,15 @@ struct ChannelFacts {
   }
 };
 
-template <int Count>
+template <bool Simple, int Count>
 TFQ_DEVICE void store_outputs(const GemmLaunch& args, const RowFacts& facts, int row, int channel,
                               int channels, const float (&y)[Count]) {
   const Epilogue& e = args.epilogue;
   const int64_t index = static_cast<int64_t>(row) * channels + channel;
+  if constexpr (Simple) {
+    store_run(e.out, DType::kBFloat16, index, y);
+    return;
+  }
   uint8_t* quantized = e.quantized_out;
   if (e.out_dtype == DType::kUInt8) {
     quantized = static_cast<uint8_t*>(e.out);
@@ -92,7 +99,7 @@ TFQ_DEVICE void store_outputs(const GemmLaunch& args, const RowFacts& facts, int
 }
 
 // Count channels from `channel` on of one row; sums[i] belongs to channel + i.
-template <bool Geglu, int Count>
+template <bool Geglu, bool Simple, int Count>
 TFQ_DEVICE void finish_run(const GemmLaunch& args, const RowFacts& facts,
                            const ChannelFacts<Count>& channels, int row, int channel,
                            const int32_t (&sums)[Count]) {
@@ -107,12 +114,12 @@ TFQ_DEVICE void finish_run(const GemmLaunch& args, const RowFacts& facts,
 #pragma unroll
     for (int i = 0; i < Count / 2; ++i)
       products[i] = y[4 * (i / 2) + i % 2] * gelu(y[4 * (i / 2) + i % 2 + 2]);
-    store_outputs(args, facts, row, channel / 2, args.n / 2, products);
+    store_outputs<Simple>(args, facts, row, channel / 2, args.n / 2, products);
   } else {
     if (e.residual) {
       float residual[Count];
-      load_run(e.residual, e.residual_dtype, static_cast<int64_t>(row) * args.n + channel,
-               residual);
+      load_run(e.residual, Simple ? DType::kBFloat16 : e.residual_dtype,
+               static_cast<int64_t>(row) * args.n + channel, residual);
 #pragma unroll
       for (int i = 0; i < Count; ++i) y[i] = y[i] + residual[i];
     }
@@ -120,13 +127,13 @@ TFQ_DEVICE void finish_run(const GemmLaunch& args, const RowFacts& facts,
 #pragma unroll
       for (int i = 0; i < Count; ++i) y[i] = silu(y[i]);
     }
-    store_outputs(args, facts, row, channel, args.n, y);
+    store_outputs<Simple>(args, facts, row, channel, args.n, y);
   }
 }
 
 // All rows of a thread for the run that begins in column piece `piece`: both pieces of a channel
 // group (Count = 8) or half a group (Count = 4).
-template <typename Shape, bool Geglu, int Count, typename Border>
+template <typename Shape, bool Geglu, bool Simple, int Count, typename Border>
 TFQ_DEVICE void finish_channels(const GemmLaunch& args, const Accumulators<Shape>& acc, int piece,
                                 int tile_row, int tile_column, bool uniform,
                                 const Border& border) {
@@ -144,8 +151,8 @@ TFQ_DEVICE void finish_channels(const GemmLaunch& args, const Accumulators<Shape
     const int local = Shape::piece_row(i / 2) + 8 * (i % 2) + lane / 4;
     const int row = tile_row * Shape::kBlockM + local;
     if (row >= args.m + (simt::fault(simt::kFaultStoreBeyondRows) ? 1 : 0)) continue;
-    const RowFacts row_facts = facts[local];
-    if (!uniform || row_facts.missing != missing) {
+    const RowFacts& row_facts = facts[Simple && !Border::kExists ? 0 : local];
+    if ((!Simple && !uniform) || row_facts.missing != missing) {
       channels.combine(args.epilogue, row_facts, channel, border);
       missing = row_facts.missing;
     }
@@ -153,8 +160,20 @@ TFQ_DEVICE void finish_channels(const GemmLaunch& args, const Accumulators<Shape
 #pragma unroll
     for (int c = 0; c < Count; ++c)
       sums[c] = acc.value[i / 2][2 * piece + c / 2][2 * (i % 2) + c % 2];
-    finish_run<Geglu, Count>(args, row_facts, channels, row, channel, sums);
+    finish_run<Geglu, Simple, Count>(args, row_facts, channels, row, channel, sums);
   }
+}
+
+template <typename Shape, bool Geglu, bool Simple, typename Border>
+TFQ_DEVICE void finish_pieces(const GemmLaunch& args, const Accumulators<Shape>& acc, int tile_row,
+                              int tile_column, bool uniform, const Border& border) {
+#pragma unroll
+  for (int piece = 0; piece + 1 < Shape::kPiecesN; piece += 2)
+    finish_channels<Shape, Geglu, Simple, 8>(args, acc, piece, tile_row, tile_column, uniform,
+                                             border);
+  if constexpr (Shape::kHalfGroup)
+    finish_channels<Shape, Geglu, Simple, 4>(args, acc, Shape::kPiecesN - 1, tile_row, tile_column,
+                                             uniform, border);
 }
 
 template <typename Shape, bool Geglu, typename Border = NoBorder>
@@ -176,13 +195,15 @@ TFQ_DEVICE void finish_tile(const GemmLaunch& args, const Accumulators<Shape>& a
     simt::shared_at<RowFacts>(Shape::scratch())[Shape::thread()] = facts;
   }
   Shape::sync();
-#pragma unroll
-  for (int piece = 0; piece + 1 < Shape::kPiecesN; piece += 2)
-    finish_channels<Shape, Geglu, 8>(args, acc, piece, tile_row, tile_column, uniform,
-                                     border);
-  if constexpr (Shape::kHalfGroup)
-    finish_channels<Shape, Geglu, 4>(args, acc, Shape::kPiecesN - 1, tile_row, tile_column,
-                                     uniform, border);
+  const bool simple = uniform && e.out_dtype == DType::kBFloat16 && !e.quantized_out &&
+                      (!e.residual || e.residual_dtype == DType::kBFloat16);
+  if constexpr (Shape::kSimpleTiles) {
+    if (simple) {
+      finish_pieces<Shape, Geglu, true>(args, acc, tile_row, tile_column, true, border);
+      return;
+    }
+  }
+  finish_pieces<Shape, Geglu, false>(args, acc, tile_row, tile_column, uniform, border);
 }
 
 }  // namespace tfq::cuda

@@ -21,6 +21,8 @@ struct TileShape {
   static constexpr int kPiecesM = kWarpM / 16;  // 16 rows each
   static constexpr int kPiecesN = kWarpN / 16;  // 16 columns each
   static_assert(kWarpM % 16 == 0 && kWarpN % 16 == 0 && kBlockN % kChannelGroup == 0);
+  // The largest tile has no registers left for both ways of the epilogue.
+  static constexpr bool kSimpleTiles = kPiecesM * kPiecesN <= 16;
   // A warp with half a channel group shares it with its neighbour.
   static constexpr bool kHalfGroup = kWarpN % kChannelGroup != 0;
   static_assert(!kHalfGroup || kWarpsN == 2);

@@ -38,6 +38,8 @@ struct TileShapeSm90 {
   static constexpr int kPiecesM = kBlockM * kWarpgroup / kThreads / kProductRows;  // one product each
   static constexpr int kPiecesN = kBlockN / 16;
   static constexpr bool kHalfGroup = false;
+  // In ping-pong registers do not suffice for both, and products hide the epilogue.
+  static constexpr bool kSimpleTiles = !kPingPong;
   static constexpr int kCluster = kTile.cluster;
   static constexpr Swizzle kSwizzle = kUnit;
   static constexpr int kUnitBytes = static_cast<int>(kUnit);
