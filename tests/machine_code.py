@@ -12,6 +12,7 @@ import sysconfig
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+KERNELS = ROOT / "csrc" / "cuda"
 FLAGS = ("-std=c++17", "-O3", "-fmad=false", f"-I{ROOT / 'csrc'}")
 
 
@@ -40,6 +41,21 @@ class Instruction:
     opcode: str  # with its modifiers
     conditional: bool
     target: str | None  # the label a branch goes to
+
+
+def compile_one(folder, source, arch):
+    """(registers, spilled bytes, kernel) of each kernel; leaves the machine code in `folder`."""
+    messages = compile_cubin(KERNELS / f"{source}.cu", arch, folder / f"{source}.{arch}.cubin")
+    facts, name, spilled = [], None, 0
+    for line in messages.splitlines():
+        if match := re.search(r"Compiling entry function '(\S+)'", line):
+            name, spilled = match.group(1), 0
+        elif match := re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", line):
+            spilled = int(match.group(1)) + int(match.group(2))
+        elif match := re.search(r"Used (\d+) registers", line):
+            facts.append((int(match.group(1)), spilled, name))
+    assert facts, f"{source} for sm_{arch}: no kernel in\n{messages}"
+    return facts
 
 
 def kernels(cubin):
