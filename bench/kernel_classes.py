@@ -12,7 +12,7 @@ _PATTERNS = (
     ("conv", r"conv(?!ert)|fprop|winograd|nchwtonhwc|nhwctonchw"),
     ("norm", r"norm|row_quantize<\(tfq::cuda::RowOperation\)1"),
     ("gemm", r"gemm|nvjet|cutlass|splitkreduce|(::|_)(add|b|baddb)?mm"),
-    ("quantise", r"quantize|image_range|clear_ranges"),
+    ("quantise", r"quantize|image_range|image_enlarge|clear_ranges"),
 )
 _MADE_BY_NORM = re.compile(r"clear_ranges|image_range|image_quantize")
 

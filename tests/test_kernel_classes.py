@@ -25,6 +25,7 @@ TFQ = {
     "clear_ranges": "quantise",
     "image_range": "quantise",
     "image_quantize": "quantise",
+    "image_enlarge": "quantise",
     "row_quantize": "quantise",
     "dequantize_weight_runs": "quantise",
     "temporal_gather_rows": "other",

@@ -173,9 +173,12 @@ void run_product(const Problem& p) {
       sum = 0;
       for (int64_t k = 0; k < channels; ++k) sum += weight.data[c * p.k + tap * channels + k];
     }
-  const int tiles = p.conv && g.upsample == 2 ? cuda::kTileCountSm80 : cuda::kTileCount;
+  const bool upsamples = p.conv && g.upsample == 2, enlarges = upsamples && pick(0, 1);
+  Buffer<uint8_t> enlarged(enlarges ? 4 * g.batch * g.in_h * g.in_w * g.channels : 0);
+  const int tiles = upsamples && !enlarges ? cuda::kTileCountSm80 : cuda::kTileCount;
   const cuda::ProductOptions options{workspace.data, workspace.size,
-                                     static_cast<int>(pick(0, tiles - 1)), parts, tap_sums.data};
+                                     static_cast<int>(pick(0, tiles - 1)), parts, tap_sums.data,
+                                     enlarges ? enlarged.data : nullptr};
   if (p.conv) {
     cuda::conv2d_s8({x.data, g, {packed.data, nullptr}, e}, nullptr, 0, options, {0, nullptr});
   } else {
