@@ -1,4 +1,4 @@
-"""Seed, instruction-set levels and guard zones shared by all tests."""
+"""Seed, instruction-set levels, guard zones and the CUDA kernels' host build, shared by all tests."""
 
 import os
 import sys
@@ -66,6 +66,28 @@ def threads():
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def simt():
+    """The CUDA kernels on the CPU, scheduled as at the start when the module's tests have ended."""
+    import simt_native
+
+    simt = simt_native.Simt(simt_native.build())
+    yield simt
+    simt.schedule()
+
+
+@pytest.fixture
+def hopper(simt):
+    """`simt` is a Hopper, scheduled as at the start, before and after the test."""
+    import simt_native
+
+    simt.schedule()
+    simt.native.set_device(*simt_native.HOPPER)
+    yield
+    simt.native.set_device(*simt_native.DEVICE)
+    simt.schedule()
 
 
 class GuardedTorch:

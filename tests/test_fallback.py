@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers.models.activations import GEGLU
 from test_graph import FakeCapture, convert
-from test_layouts import on_card, simt  # noqa: F401
+from test_layouts import on_card  # noqa: F401
 from tolerance import MIN_UNET_SNR, assert_same_bits, assert_signal_to_noise
 from unets import build, inputs, run
 

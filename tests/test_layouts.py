@@ -7,7 +7,6 @@ import copy
 import pickle
 
 import pytest
-import simt_native
 import torch
 from operands import gemm_operands, weight_operands_s4
 from tolerance import assert_same_bits
@@ -18,11 +17,6 @@ from tfq.nn import Conv2d, Linear, ShortcutConv2d
 from tfq.ops import _checks, _cuda, activations, products, weights
 
 SHAPES = [(72, 70), (16, 64), (40, 130), (24, 13, 3, 3), (320, 32, 1, 1)]
-
-
-@pytest.fixture(scope="module")
-def simt():
-    return simt_native.Simt(simt_native.build())
 
 
 @pytest.fixture

@@ -27,13 +27,6 @@ SHAPES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def simt():
-    simt = simt_native.Simt(simt_native.build())
-    yield simt
-    simt.schedule()
-
-
 def check(simt, operands, context="", **options):
     """The kernel's output is the CPU's, which reads float16 as float32."""
     dtype = operands["query"].dtype

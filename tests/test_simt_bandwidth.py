@@ -32,13 +32,6 @@ GROUP_NORMS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def simt():
-    simt = simt_native.Simt(simt_native.build())
-    yield simt
-    simt.schedule()
-
-
 def not_finite(x):
     x[0, :4] = torch.tensor([torch.nan, torch.inf, -torch.inf, -0.0])
     return x

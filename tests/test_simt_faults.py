@@ -60,13 +60,6 @@ from tfq import ops, reference
 ) = range(1, 40)
 
 
-@pytest.fixture(scope="module")
-def simt():
-    simt = simt_native.Simt(simt_native.build())
-    yield simt
-    simt.schedule()
-
-
 def outcome(
     simt,
     fault,

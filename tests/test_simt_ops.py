@@ -46,11 +46,6 @@ class Counted:
         return getattr(self.module, name)
 
 
-@pytest.fixture(scope="module")
-def simt():
-    return simt_native.Simt(simt_native.build())
-
-
 @pytest.fixture
 def on_cuda(simt, monkeypatch):
     simt.schedule(simt_native.GREEDY, lazy=True)

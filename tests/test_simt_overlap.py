@@ -21,20 +21,6 @@ from tfq import reference
 pytestmark = pytest.mark.usefixtures("hopper")
 
 
-@pytest.fixture(scope="module")
-def simt():
-    return simt_native.Simt(simt_native.build())
-
-
-@pytest.fixture
-def hopper(simt):
-    simt.schedule()
-    simt.native.set_device(*simt_native.HOPPER)
-    yield
-    simt.native.set_device(*simt_native.DEVICE)
-    simt.schedule()
-
-
 @pytest.fixture
 def overlapping(simt):
     """Launches begin before those that made their operands have ended."""

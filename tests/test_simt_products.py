@@ -24,11 +24,6 @@ from tfq.ops import _cuda
 pytestmark = pytest.mark.usefixtures("default_schedule")
 
 
-@pytest.fixture(scope="module")
-def simt():
-    return simt_native.Simt(simt_native.build())
-
-
 @pytest.fixture
 def default_schedule(simt, request):
     """The shim as it starts, on the device that a test's tile is for."""

@@ -17,20 +17,6 @@ from tfq.ops import _cuda
 pytestmark = pytest.mark.usefixtures("hopper")
 
 
-@pytest.fixture(scope="module")
-def simt():
-    return simt_native.Simt(simt_native.build())
-
-
-@pytest.fixture
-def hopper(simt):
-    simt.schedule()
-    simt.native.set_device(*simt_native.HOPPER)
-    yield
-    simt.native.set_device(*simt_native.DEVICE)
-    simt.schedule()
-
-
 @pytest.mark.parametrize("tile", TILES_SM90)
 @pytest.mark.parametrize("order, lazy", simt_native.SCHEDULES)
 def test_gemm_under_every_schedule(simt, tile, order, lazy):

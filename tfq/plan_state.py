@@ -68,9 +68,7 @@ def guard_state(model):
 
 def _check_state(model, state_dict, prefix, *arguments):
     plan = state_dict.get(prefix + PLAN)
-    if (
-        plan is None
-    ):  # a part of a state, such as that of an adapter; else torch says what is missing
+    if plan is None:  # a part, such as an adapter's; else torch says what is missing
         return
     if difference := plan_difference(state=plan, model=model.time_embedding.plan):
         raise ValueError(

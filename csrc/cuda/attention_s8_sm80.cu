@@ -7,7 +7,6 @@ namespace tfq::cuda {
 namespace {
 
 constexpr const char* kName = "attention_s8";
-constexpr int64_t kMaxHeads = 65535;  // of a grid's second dimension
 
 struct Entry {
   const char* name;
@@ -26,7 +25,7 @@ constexpr Entry kEntries[] = {TFQ_HEAD_CHANNELS(TFQ_HEAD)};
 void attention_s8(const AttentionArgs& args, void* workspace, const Launch& launch) {
   if (args.batch == 0 || args.tokens == 0 || args.heads == 0) return;
   const AttentionSizes sizes(args);
-  TFQ_CHECK(sizes.heads <= kMaxHeads, kName, ": CUDA kernels need at most ", kMaxHeads,
+  TFQ_CHECK(sizes.heads <= kMaxGridY, kName, ": CUDA kernels need at most ", kMaxGridY,
             " heads in all, got ", args.batch, " images of ", args.heads);
   check_address(kName, "query", args.query);
   check_address(kName, "key", args.key);

@@ -8,6 +8,8 @@
 
 namespace tfq::cuda {
 
+constexpr int64_t kMaxGridY = 65535;  // blocks along a grid's second dimension
+
 inline int32_t narrow(const char* operation, int64_t size) {
   TFQ_CHECK(size >= 0 && size < (int64_t{1} << 31), operation,
             ": CUDA kernels need sizes below 2^31, got ", size);

@@ -7,7 +7,6 @@
 namespace tfq::cuda {
 namespace {
 
-constexpr int64_t kMaxBatch = 65535;  // of a grid's second dimension
 
 void run_image_kernel(const char* name, void (*kernel)(const ImageLaunch), int64_t blocks,
                       int64_t batch, uint32_t threads, const ImageLaunch& args,
@@ -47,7 +46,7 @@ void quantize(const QuantizeArgs& args, float* workspace, const Launch& launch) 
   check_run("quantize", "the size of a group", args.group_size);
   check_address("quantize", "x", args.x);
   check_address("quantize", "out", args.out);
-  TFQ_CHECK(args.groups <= kMaxBatch, "quantize: at most ", kMaxBatch, " groups of ",
+  TFQ_CHECK(args.groups <= kMaxGridY, "quantize: at most ", kMaxGridY, " groups of ",
             args.group_size, " values, got ", args.groups);
   ImageLaunch images{};
   images.x = args.x;
@@ -71,7 +70,7 @@ void group_norm_silu_quantize(const GroupNormArgs& args, float* workspace, const
   check_address(name, "x", args.x);
   check_address(name, "x2", args.x2);
   check_address(name, "out", args.out);
-  TFQ_CHECK(args.batch <= kMaxBatch, name, ": at most ", kMaxBatch, " images, got ", args.batch);
+  TFQ_CHECK(args.batch <= kMaxGridY, name, ": at most ", kMaxGridY, " images, got ", args.batch);
   ImageLaunch images{};
   images.x = args.x;
   images.x2 = args.x2;

@@ -10,9 +10,8 @@ namespace {
 template <typename Args>
 void launch_gather(void (*kernel)(const Args), const char* name, const Args& args,
                    const Launch& launch) {
-  constexpr int64_t kMaxCount = 65535;
   if (args.count == 0 || args.width == 0) return;
-  TFQ_CHECK(args.count <= kMaxCount, "temporal_gather: at most ", kMaxCount, " rows, got ",
+  TFQ_CHECK(args.count <= kMaxGridY, "temporal_gather: at most ", kMaxGridY, " rows, got ",
             args.count);
   const DeviceGuard guard(launch.device);
   simt::launch(kernel,

@@ -6,20 +6,14 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
-#include <random>
 #include <vector>
 
 #include "check.h"
 #include "common/math.h"
 #include "cpu/isa.h"
+#include "fuzz.h"
 
 namespace tfq::testing {
-
-inline std::mt19937_64 generator;
-inline int64_t pick(int64_t low, int64_t high) {
-  return low + static_cast<int64_t>(generator() % static_cast<uint64_t>(high - low + 1));
-}
-inline bool toss() { return pick(0, 1) == 1; }
 
 // Elements every operand lacks, where the program is to fail.
 inline int64_t missing = 0;

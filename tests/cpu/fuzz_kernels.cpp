@@ -124,12 +124,6 @@ struct Weight {
   Block<int32_t> sum;
 };
 
-struct Problem {
-  bool conv;
-  int64_t m, n, k, groups;
-  ConvGeometry geometry;
-};
-
 Problem random_gemm() {
   Problem p{};
   p.groups = pick(1, 3);
@@ -146,7 +140,6 @@ Problem random_conv() {
     return winograd ? fixed : pick(low, high);
   };
   Problem p{};
-  p.conv = true;
   ConvGeometry& g = p.geometry;
   g.batch = pick(1, 3);
   g.channels = winograd ? 64 * pick(1, 4) : pick(1, 40);
@@ -160,29 +153,8 @@ Problem random_conv() {
   g.upsample = pick(1, 2);
   g.in_h = pick(3, 9);
   g.in_w = pick(3, 9);
-  const auto out = [&](int64_t in, int64_t kernel, int64_t stride, int64_t pads) {
-    return (in * g.upsample + pads - kernel) / stride + 1;
-  };
-  g.out_h = out(g.in_h, g.kernel_h, g.stride_h, g.pad_top + pick(0, 2));
-  g.out_w = out(g.in_w, g.kernel_w, g.stride_w, g.pad_left + pick(0, 2));
-  p.m = g.batch * g.out_h * g.out_w;
-  p.n = g.out_channels;
-  p.k = g.kernel_h * g.kernel_w * g.channels;
-  p.groups = toss() ? g.batch : 1;
+  set_outputs(p, 2);
   return p;
-}
-
-// Value k of row `row` of the left operand, less the zero-point.
-int32_t centred(const Problem& p, const uint8_t* x, int32_t zero, int64_t row, int64_t k) {
-  if (!p.conv) return x[row * p.k + k] - zero;
-  const ConvGeometry& g = p.geometry;
-  const int64_t channel = k % g.channels, tap = k / g.channels;
-  const int64_t image = row / (g.out_h * g.out_w), pixel = row % (g.out_h * g.out_w);
-  const int64_t y = pixel / g.out_w * g.stride_h - g.pad_top + tap / g.kernel_w;
-  const int64_t xx = pixel % g.out_w * g.stride_w - g.pad_left + tap % g.kernel_w;
-  if (y < 0 || xx < 0 || y >= g.in_h * g.upsample || xx >= g.in_w * g.upsample) return 0;
-  const int64_t at = (image * g.in_h + y / g.upsample) * g.in_w + xx / g.upsample;
-  return x[at * g.channels + channel] - zero;
 }
 
 void run_product(const Problem& p) {

@@ -9,7 +9,6 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <random>
 
 #include "check.h"
 #include "common/quant.h"
@@ -18,15 +17,12 @@
 #include "cuda/cuda.h"
 #include "cuda/simt.h"
 #include "device_host.h"
+#include "fuzz.h"
 
 namespace {
 
 using namespace tfq;
-
-std::mt19937_64 generator;
-int64_t pick(int64_t low, int64_t high) {
-  return low + static_cast<int64_t>(generator() % static_cast<uint64_t>(high - low + 1));
-}
+using namespace tfq::testing;
 
 // Values in a block of their own: the sanitizer sees an access one byte beyond.
 template <typename T>
@@ -64,12 +60,6 @@ void pack(const Buffer<int8_t>& weight, int64_t n, int64_t k, Buffer<int8_t>& pa
   }
 }
 
-struct Problem {
-  bool conv;
-  int64_t m, n, k, groups;
-  ConvGeometry geometry;
-};
-
 Problem random_gemm() {
   Problem p{};
   p.groups = pick(1, 3);
@@ -81,7 +71,6 @@ Problem random_gemm() {
 
 Problem random_conv() {
   Problem p{};
-  p.conv = true;
   ConvGeometry& g = p.geometry;
   g.batch = pick(1, 3);
   g.channels = 16 * pick(1, 5);
@@ -95,29 +84,8 @@ Problem random_conv() {
   g.upsample = pick(1, 2);
   g.in_h = pick(2, 7);
   g.in_w = pick(2, 7);
-  const auto out = [&](int64_t in, int64_t kernel, int64_t stride, int64_t pads) {
-    return (in * g.upsample + pads - kernel) / stride + 1;
-  };
-  g.out_h = out(g.in_h, g.kernel_h, g.stride_h, g.pad_top + pick(0, 1));
-  g.out_w = out(g.in_w, g.kernel_w, g.stride_w, g.pad_left + pick(0, 1));
-  p.m = g.batch * g.out_h * g.out_w;
-  p.n = g.out_channels;
-  p.k = g.kernel_h * g.kernel_w * g.channels;
-  p.groups = pick(0, 1) ? g.batch : 1;
+  set_outputs(p, 1);
   return p;
-}
-
-// Value k of row `row` of A, less the zero-point.
-int32_t centred(const Problem& p, const Buffer<uint8_t>& x, int32_t zero, int64_t row, int64_t k) {
-  if (!p.conv) return x.data[row * p.k + k] - zero;
-  const ConvGeometry& g = p.geometry;
-  const int64_t channel = k % g.channels, tap = k / g.channels;
-  const int64_t image = row / (g.out_h * g.out_w), pixel = row % (g.out_h * g.out_w);
-  const int64_t y = pixel / g.out_w * g.stride_h - g.pad_top + tap / g.kernel_w;
-  const int64_t xx = pixel % g.out_w * g.stride_w - g.pad_left + tap % g.kernel_w;
-  if (y < 0 || xx < 0 || y >= g.in_h * g.upsample || xx >= g.in_w * g.upsample) return 0;
-  const int64_t at = (image * g.in_h + y / g.upsample) * g.in_w + xx / g.upsample;
-  return x.data[at * g.channels + channel] - zero;
 }
 
 void run_product(const Problem& p) {
@@ -190,7 +158,7 @@ void run_product(const Problem& p) {
     for (int64_t c = 0; c < p.n; ++c) {
       int32_t sum = 0;
       for (int64_t k = 0; k < p.k; ++k)
-        sum += centred(p, x, static_cast<int32_t>(q[2]), row, k) * weight.data[c * p.k + k];
+        sum += centred(p, x.data, static_cast<int32_t>(q[2]), row, k) * weight.data[c * p.k + k];
       const float offset =
           with_temporal ? bias.data[c] + temporal.data[group * p.n + c] : bias.data[c];
       float y = std::fma(static_cast<float>(sum), q[0] * weight_scale.data[c], offset);
